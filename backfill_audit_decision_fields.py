@@ -480,7 +480,7 @@ def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connec
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
     store = sqlite3.connect(uri, uri=True, timeout=LOCK_SLICE, isolation_level=None)
     try:
-        store.text_factory = _decode
+        store.text_factory = decode_text
         store.execute("PRAGMA trusted_schema = OFF")
         if wait(_fetch_value, store, "PRAGMA journal_mode") == "wal":
             # In WAL mode this cannot corrupt the file: a power cut may undo the last
@@ -492,7 +492,8 @@ def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connec
     return store
 
 
-def _decode(text: bytes) -> str | bytes:
+def decode_text(text: bytes) -> str | bytes:
+    """Return a column's text, as bytes where it is not UTF-8, so that no row can end a run."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -999,6 +1000,8 @@ class Progress:
     def update(self, done: int, total: int) -> None:
         """Take note of where the phase is, and show it when it is time."""
         self._done, self._total = min(done, total), total
+        if self._shown == self._done:
+            return
         if time.monotonic() - self._drawn >= (REDRAW_SECONDS if self._live else PLAIN_SECONDS):
             self._show()
 
@@ -1122,19 +1125,27 @@ class TerminalLog(logging.Handler):
             print(f"warning: and {more:,} more like these; {where}", file=self._stream)
 
 
-class FileLog(logging.FileHandler):
+class FileLog(logging.Handler):
     """Writes one line for each warning, and for each row that fell back to created_at."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        super().__init__()
         formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
         self.setFormatter(formatter)
+        self._file = path.open("ab", buffering=0)
 
-    def handleError(self, _record: logging.LogRecord) -> None:
-        """End the run, for its log would not be whole; logging would print a traceback."""
-        error = sys.exc_info()[1]
-        raise StoreError(f"the log file cannot be written: {error}") from error
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; one that cannot be written ends the run, for the log must be whole."""
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise StoreError(f"the log file cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def log_outcomes(outcomes: Sequence[Plan]) -> None:

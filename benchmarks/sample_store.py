@@ -68,6 +68,7 @@ CREATE INDEX idx_task_audits_task_repo ON task_audits (task_id, repo_id);
 CREATE INDEX idx_task_audits_repo_created ON task_audits (repo_id, created_at DESC);
 """
 
+SCHEMA = TABLE + V21_INDEXES + OTHER_INDEXES
 VERSIONS = [f"0.{minor}.0" for minor in (1, *range(4, 22))]
 
 INSERT_ROW = """

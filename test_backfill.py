@@ -1,0 +1,1188 @@
+#!/usr/bin/env python3
+"""Tests of the backfill: python3 test_backfill.py
+
+Nothing but Python is needed. The stores are made in a temporary folder and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import random
+import re
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import unittest
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE / "benchmarks")]
+
+import sample_store  # noqa: E402
+
+import backfill_audit_decision_fields as backfill  # noqa: E402
+
+SCRIPT = HERE / "backfill_audit_decision_fields.py"
+COLUMNS = ("source_event_ts", "supervisor_processed_at")
+CREATED = "2026-01-05T08:00:11.347000Z"
+EVENT = "2026-01-05T08:00:01.000000Z"
+DONE = "2026-01-05T08:00:09.500000Z"
+SOUND = json.dumps({"source_event_ts": EVENT, "supervisor_processed_at": DONE})
+MALFORMED = "{'not': json}"
+
+
+def read_as_agentos(text: str) -> datetime:
+    """What AgentOS's readers do with a column."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+class Result(NamedTuple):
+    """What a run of the tool left behind."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads(self.out)
+        return summary
+
+
+def run(*arguments: object) -> Result:
+    """Run the tool in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code: int | None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = backfill.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else None
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary without what differs between a run and a dry run."""
+    return {
+        key: value
+        for key, value in summary.items()
+        if key not in ("dry_run", "elapsed_seconds", "rows_per_second")
+    }
+
+
+class StoreTest(unittest.TestCase):
+    """Gives each test a folder and a store in it."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.path = self.folder / "store.db"
+
+    def connect(self, path: Path | None = None) -> sqlite3.Connection:
+        connection = sqlite3.connect(path or self.path, isolation_level=None, timeout=5)
+        self.addCleanup(connection.close)
+        return connection
+
+    def make(
+        self,
+        rows: Iterable[Mapping[str, object]] = (),
+        *,
+        path: Path | None = None,
+        journal_mode: str = "delete",
+        extra: str = "",
+    ) -> None:
+        """Make a store with the v21 schema; a row's columns default to a sound, open one."""
+        with contextlib.closing(sqlite3.connect(path or self.path)) as store:
+            store.execute(f"PRAGMA journal_mode = {journal_mode}")
+            store.executescript(sample_store.SCHEMA + extra)
+            with store:
+                store.executemany(
+                    "INSERT INTO schema_version (version) VALUES (?)",
+                    [(version,) for version in sample_store.VERSIONS],
+                )
+                self.insert(store, rows)
+
+    @staticmethod
+    def insert(store: sqlite3.Connection, rows: Iterable[Mapping[str, object]]) -> None:
+        store.executemany(
+            """INSERT INTO task_audits (audit_id, task_id, event_type, payload, created_at,
+                                        source_event_ts, supervisor_processed_at)
+               VALUES (:audit_id, 'task', :event_type, :payload, :created_at,
+                       :source_event_ts, :supervisor_processed_at)""",
+            [
+                {
+                    "audit_id": None,
+                    "event_type": "SUPERVISOR_ALLOWED",
+                    "payload": SOUND,
+                    "created_at": CREATED,
+                    "source_event_ts": None,
+                    "supervisor_processed_at": None,
+                    **row,
+                }
+                for row in rows
+            ],
+        )
+
+    def tool(self, *options: object) -> Result:
+        return run("--db-path", self.path, *options)
+
+    def fill(self, *options: object) -> dict[str, Any]:
+        """Run the tool to its end and return the JSON summary."""
+        result = self.tool("--json", *options)
+        self.assertEqual(result.code, 0, result.err)
+        return result.summary
+
+    def columns(self, path: Path | None = None) -> list[tuple[Any, Any]]:
+        return self.query(
+            "SELECT source_event_ts, supervisor_processed_at FROM task_audits ORDER BY audit_id",
+            path,
+        )
+
+    def query(self, sql: str, path: Path | None = None) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(path or self.path)) as store, store:
+            return store.execute(sql).fetchall()
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.folder.iterdir()}
+
+
+# --- Extraction -----------------------------------------------------------------
+
+# What is usable as a timestamp, as a JSON value or as created_at: (id, value, written).
+TIMESTAMPS: list[tuple[str, object, str | None]] = [
+    ("Z", "2026-01-05T08:00:11.347000Z", "2026-01-05T08:00:11.347000Z"),
+    ("offset", "2026-01-05T10:00:11+02:00", "2026-01-05T10:00:11+02:00"),
+    ("no offset", "2026-01-05T08:00:11", "2026-01-05T08:00:11"),
+    ("SQLite's form", "2026-01-05 08:00:11", "2026-01-05 08:00:11"),
+    ("a date", "2026-01-05", "2026-01-05"),
+    ("a date without hyphens", "20260105", "20260105"),
+    ("a week", "2026-W02-1", "2026-W02-1"),
+    ("odd separator", "2026-01-05_08:00", "2026-01-05_08:00"),
+    ("epoch seconds", 1769940000, "2026-02-01T10:00:00.000Z"),
+    ("epoch seconds with a fraction", 1769940000.123, "2026-02-01T10:00:00.123Z"),
+    ("epoch milliseconds", 1769940000123, "2026-02-01T10:00:00.123Z"),
+    ("epoch milliseconds as a float", 1769940000123.0, "2026-02-01T10:00:00.123Z"),
+    ("the first second of 2000", 946684800, "2000-01-01T00:00:00.000Z"),
+    ("the last second of 2099", 4102444799, "2099-12-31T23:59:59.000Z"),
+    ("before 2000", 946684799, None),
+    ("after 2099", 4133980801, None),
+    ("milliseconds before 2000", 946684799999, None),
+    ("zero", 0, None),
+    ("negative", -1769940000, None),
+    ("huge", 10**400, None),
+    ("infinite", float("inf"), None),
+    ("not a number", float("nan"), None),
+    ("true", True, None),
+    ("false", False, None),
+    ("null", None, None),
+    ("empty text", "", None),
+    ("blank text", "  ", None),
+    ("a word", "yesterday", None),
+    ("a thirteenth month", "2026-13-01T00:00:00Z", None),
+    ("blank around it", " 2026-01-05T08:00:11Z", None),
+    ("a small z", "2026-01-05T08:00:11z", None),
+    ("not ASCII", "2026-01-05\N{EM DASH}08:00:11", None),
+    ("digits that are not ASCII", "２０２６-01-05T08:00:11Z", None),
+    ("a number as text", "1769940000", None),
+    ("a Z that readers would break", "2026-01-05Z08:00:11", None),
+    ("an object", {"$date": 1769940000}, None),
+    ("a list", [1769940000], None),
+]
+
+# What is no object, so that only created_at is left: (id, payload).
+WITHOUT_FIELDS: list[tuple[str, object]] = [
+    ("NULL", None),
+    ("empty", ""),
+    ("blank", " \t\r\n"),
+    ("an empty BLOB", b""),
+    ("an empty object", "{}"),
+    ("a list", "[]"),
+    ("a list of objects", '[{"timestamp": "2026-01-05T08:00:11Z"}]'),
+    ("a number", "42"),
+    ("a text", '"2026-01-05T08:00:11Z"'),
+    ("true", "true"),
+    ("null", "null"),
+]
+
+NOT_JSON: list[tuple[str, object]] = [
+    ("a word", "oops"),
+    ("single quotes", "{'timestamp': '2026-01-05T08:00:11Z'}"),
+    ("cut off", '{"timestamp": "2026-01-05T08:00:11Z"'),
+    ("something behind it", '{"timestamp": "2026-01-05T08:00:11Z"} x'),
+    ("NUL behind it", '{"timestamp": "2026-01-05T08:00:11Z"}\0'),
+    ("a byte order mark", "\ufeff{}"),
+    ("a control character in a text", '{"timestamp": "\x1b"}'),
+    ("too deep", "[" * 200_000 + "]" * 200_000),
+    ("UTF-8 that is none", b'{"timestamp": "\xff"}'),
+    ("a BLOB that does not parse", b"\x00\x01\x02"),
+    ("UTF-16", '{"timestamp": 1769940000}'.encode("utf-16")),
+]
+
+
+class ExtractTimestampsTest(unittest.TestCase):
+    def extract(self, payload: object, created_at: object = CREATED) -> tuple[Any, Any]:
+        found = backfill.extract_timestamps(payload, created_at)
+        self.assertEqual(list(found), list(COLUMNS))
+        return found["source_event_ts"], found["supervisor_processed_at"]
+
+    def test_a_candidate_is_taken_to_the_letter_or_counts_as_missing(self) -> None:
+        for name, value, written in TIMESTAMPS:
+            with self.subTest(name):
+                payload = json.dumps({"source_event_ts": value, "supervisor_processed_at": value})
+                expected = CREATED if written is None else written
+                self.assertEqual(self.extract(payload), (expected, expected))
+
+    def test_created_at_goes_by_the_same_rule(self) -> None:
+        for name, value, written in TIMESTAMPS:
+            with self.subTest(name):
+                self.assertEqual(self.extract("{}", value), (written, written))
+
+    def test_each_field_wins_over_those_behind_it_and_over_created_at(self) -> None:
+        for column, names in backfill.FIELDS.items():
+            for position, name in enumerate(names):
+                with self.subTest(column=column, field=name):
+                    fields = {
+                        later: f"2026-01-0{day}T00:00:00Z"
+                        for day, later in enumerate(names[position:], 1)
+                    }
+                    found = backfill.extract_timestamps(json.dumps(fields), CREATED)
+                    self.assertEqual(found[column], "2026-01-01T00:00:00Z")
+
+    def test_the_order_of_fields_is_the_documented_one(self) -> None:
+        self.assertEqual(
+            backfill.FIELDS,
+            {
+                "source_event_ts": (
+                    "source_event_ts",
+                    "source_ts",
+                    "event_timestamp",
+                    "task_created_at",
+                ),
+                "supervisor_processed_at": (
+                    "supervisor_processed_at",
+                    "processed_at",
+                    "timestamp",
+                ),
+            },
+        )
+
+    def test_an_unusable_field_makes_way_for_the_next(self) -> None:
+        payload = json.dumps(
+            {
+                "source_event_ts": "",
+                "source_ts": {},
+                "event_timestamp": True,
+                "task_created_at": EVENT,
+                "supervisor_processed_at": 7,
+                "processed_at": None,
+                "timestamp": DONE,
+            }
+        )
+        self.assertEqual(self.extract(payload), (EVENT, DONE))
+
+    def test_a_field_of_one_column_says_nothing_of_the_other(self) -> None:
+        self.assertEqual(self.extract(json.dumps({"timestamp": DONE})), (CREATED, DONE))
+        self.assertEqual(self.extract(json.dumps({"source_ts": EVENT})), (EVENT, CREATED))
+
+    def test_the_payloads_own_created_at_is_no_candidate(self) -> None:
+        self.assertEqual(self.extract(json.dumps({"created_at": EVENT}), None), (None, None))
+
+    def test_a_payload_without_fields_leaves_created_at(self) -> None:
+        for name, payload in WITHOUT_FIELDS:
+            with self.subTest(name):
+                self.assertEqual(self.extract(payload), (CREATED, CREATED))
+
+    def test_a_payload_that_is_not_json_yields_nothing_and_a_reason(self) -> None:
+        for name, payload in NOT_JSON:
+            with self.subTest(name):
+                self.assertEqual(self.extract(payload), (None, None))
+                self.assertTrue(backfill.extract_timestamps(payload, CREATED).malformed)
+
+    def test_json_in_a_blob_and_blanks_around_json_are_read(self) -> None:
+        self.assertEqual(self.extract(SOUND.encode()), (EVENT, DONE))
+        self.assertEqual(self.extract(f"\r\n\t {SOUND} \n"), (EVENT, DONE))
+
+    def test_an_integer_longer_than_python_converts_is_still_json(self) -> None:
+        payload = f'{{"n": {"9" * 5000}, "source_ts": "{EVENT}", "timestamp": {"9" * 5000}}}'
+        self.assertEqual(self.extract(payload), (EVENT, CREATED))
+
+    def test_the_last_of_duplicate_keys_counts(self) -> None:
+        payload = f'{{"timestamp": "{EVENT}", "timestamp": "{DONE}"}}'
+        self.assertEqual(self.extract(payload), (CREATED, DONE))
+
+    def test_it_says_which_field_each_value_came_from(self) -> None:
+        found = backfill.extract_timestamps(json.dumps({"processed_at": DONE}), CREATED)
+        self.assertEqual(found.sources, ("created_at", "processed_at"))
+        found = backfill.extract_timestamps("{}", None)
+        self.assertEqual(found.sources, (None, None))
+
+    def test_whatever_it_finds_agentos_can_read(self) -> None:
+        chance = random.Random(3)
+        usable = 0
+        for _ in range(20_000):
+            text = "2026-01-05T08:00:11.347Z"
+            for _edit in range(chance.randint(0, 3)):
+                at = chance.randrange(len(text) + 1)
+                text = (
+                    text[:at] + chance.choice("Z+-:. T0129W,z") + text[at + chance.randint(0, 1) :]
+                )
+            value, _ = self.extract(json.dumps({"source_ts": text}), None)
+            if value is not None:
+                usable += 1
+                self.assertEqual(value, text)
+                self.assertEqual(read_as_agentos(value), datetime.fromisoformat(value))
+        self.assertGreater(usable, 5000)
+
+
+# (id, source_event_ts, supervisor_processed_at: the payload's; then what stands; then
+# what is expected)
+PAIRS: list[tuple[str, tuple[Any, Any], tuple[Any, Any], tuple[Any, Any]]] = [
+    (
+        "ours without offset, ours with",
+        ("2026-01-05 08:00:01", DONE),
+        (None, None),
+        ("2026-01-05T08:00:01Z", DONE),
+    ),
+    (
+        "ours with offset, ours without",
+        (EVENT, "2026-01-05T08:00:09.5"),
+        (None, None),
+        (EVENT, "2026-01-05T08:00:09.500000Z"),
+    ),
+    (
+        "ours without offset beside one that stands with",
+        ("2026-01-05", None),
+        (None, "2026-01-05T09:00:00+01:00"),
+        ("2026-01-05T00:00:00Z", "2026-01-05T09:00:00+01:00"),
+    ),
+    (
+        "ours with offset beside one that stands without",
+        ("2026-01-05T10:30:00.25+02:00", None),
+        (None, "2026-01-05 08:31:00"),
+        ("2026-01-05T08:30:00.250000", "2026-01-05 08:31:00"),
+    ),
+    (
+        "the same for the other column",
+        (None, DONE),
+        ("2026-01-05T08:00:00", None),
+        ("2026-01-05T08:00:00", "2026-01-05T08:00:09.500000"),
+    ),
+    (
+        "both without offset stay so",
+        ("2026-01-05 08:00:01", "2026-01-05T08:00:02"),
+        (None, None),
+        ("2026-01-05 08:00:01", "2026-01-05T08:00:02"),
+    ),
+    (
+        "offsets may differ",
+        ("2026-01-05T10:00:00+02:00", DONE),
+        (None, None),
+        ("2026-01-05T10:00:00+02:00", DONE),
+    ),
+    (
+        "beside rubbish, ours is as extracted",
+        ("2026-01-05 08:00:01", None),
+        (None, "rubbish"),
+        ("2026-01-05 08:00:01", "rubbish"),
+    ),
+    (
+        "beside a BLOB, ours is as extracted",
+        (None, "2026-01-05 08:00:01"),
+        (b"\xff", None),
+        (b"\xff", "2026-01-05 08:00:01"),
+    ),
+    (
+        "what readers can read beside it counts, though we would not write it",
+        (EVENT, None),
+        (None, "2026-01-05\N{EM DASH}08:00"),
+        ("2026-01-05T08:00:01", "2026-01-05\N{EM DASH}08:00"),
+    ),
+    (
+        "what has no instant in UTC is not written",
+        ("0001-01-01T00:00:00+14:00", None),
+        (None, "2026-01-05 08:00:00"),
+        (None, "2026-01-05 08:00:00"),
+    ),
+]
+
+
+class PairTest(StoreTest):
+    """Rule 5: a pair can always be subtracted, and what stands is never changed."""
+
+    def test_pairs(self) -> None:
+        self.make(
+            {
+                "payload": json.dumps(
+                    {"source_event_ts": found[0], "supervisor_processed_at": found[1]}
+                ),
+                "source_event_ts": standing[0],
+                "supervisor_processed_at": standing[1],
+            }
+            for _name, found, standing, _expected in PAIRS
+        )
+        self.fill()
+        for (name, _found, _standing, expected), columns in zip(PAIRS, self.columns(), strict=True):
+            with self.subTest(name):
+                self.assertEqual(columns, expected)
+
+    def test_every_pair_the_tool_makes_can_be_subtracted(self) -> None:
+        forms = ["2026-01-05", "2026-01-05 08:00:00", "2026-01-05T08:00:00Z", 1769940000, None,
+                 "2026-01-05T08:00:00-03:00", "20260105T080000"]  # fmt: skip
+        written = [form for form in forms if isinstance(form, str)]
+        rows = [
+            {
+                "payload": json.dumps({"source_ts": source, "processed_at": processed}),
+                "created_at": created_at,
+                **standing,
+            }
+            for source in forms
+            for processed in forms
+            for created_at in written
+            for standing in (
+                {},
+                *({"source_event_ts": text} for text in written),
+                *({"supervisor_processed_at": text} for text in written),
+            )
+        ]
+        self.make(rows)
+        summary = self.fill()
+        self.assertEqual(summary["filled"], len(rows))
+        for source, processed in self.columns():
+            read_as_agentos(processed) - read_as_agentos(source)
+
+
+# --- Runs -----------------------------------------------------------------------------
+
+
+class ScenarioTest(StoreTest):
+    """The six scenarios that were asked for."""
+
+    def test_scenario_1_standard_payload_with_all_fields(self) -> None:
+        self.make([{"payload": SOUND}])
+        summary = self.fill()
+        self.assertEqual(self.columns(), [(EVENT, DONE)])
+        self.assertEqual(summary["filled"], 1)
+        self.assertEqual(summary["sources"]["source_event_ts"]["source_event_ts"], 1)
+        self.assertEqual(
+            summary["sources"]["supervisor_processed_at"]["supervisor_processed_at"], 1
+        )
+
+    def test_scenario_2_alternate_field_names(self) -> None:
+        sources = ["source_ts", "event_timestamp", "task_created_at"]
+        processed = ["processed_at", "timestamp"]
+        pairs = [(a, b) for a in sources for b in processed]
+        self.make({"payload": json.dumps({a: EVENT, b: DONE})} for a, b in pairs)
+        summary = self.fill()
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * len(pairs))
+        for name in sources:
+            self.assertEqual(summary["sources"]["source_event_ts"][name], 2)
+        for name in processed:
+            self.assertEqual(summary["sources"]["supervisor_processed_at"][name], 3)
+
+    def test_scenario_3_missing_fields_fall_back_to_created_at(self) -> None:
+        self.make(
+            [{"payload": '{"reason": "no findings"}'}, {"payload": f'{{"timestamp": "{DONE}"}}'}]
+        )
+        summary = self.fill()
+        self.assertEqual(self.columns(), [(CREATED, CREATED), (CREATED, DONE)])
+        self.assertEqual(summary["sources"]["source_event_ts"]["created_at"], 2)
+        self.assertEqual(summary["sources"]["supervisor_processed_at"]["created_at"], 1)
+
+    def test_scenario_4_empty_payload_falls_back_to_created_at(self) -> None:
+        self.make({"payload": payload} for payload in (None, "", "   ", "{}", "[]", b""))
+        self.assertEqual(self.fill()["filled"], 6)
+        self.assertEqual(self.columns(), [(CREATED, CREATED)] * 6)
+
+    def test_scenario_5_invalid_json_is_logged_and_left_null_and_the_run_goes_on(self) -> None:
+        self.make([{}, {"payload": MALFORMED}, {}])
+        result = self.tool("--json")
+        self.assertEqual(result.code, 0)
+        self.assertEqual(self.columns(), [(EVENT, DONE), (None, None), (EVENT, DONE)])
+        self.assertEqual(result.summary["filled"], 2)
+        self.assertEqual(result.summary["left_null"]["malformed_json"], 1)
+        self.assertRegex(result.err, r"warning: audit_id 2: .*not JSON: Expecting property name")
+
+    def test_scenario_6_events_that_are_not_the_supervisors_are_untouched(self) -> None:
+        others = ["TASK_CREATED", "GUARDIAN_VERDICT_APPLIED", "tool_invocation_start", "SUPERVISE"]
+        ours = ["SUPERVISOR_ALLOWED", "SUPERVISOR_ERROR", "X_SUPERVISOR", "supervisor_paused"]
+        self.make({"event_type": event_type} for event_type in others + ours)
+        summary = self.fill()
+        self.assertEqual(self.columns(), [(None, None)] * 4 + [(EVENT, DONE)] * 4)
+        self.assertEqual(summary["supervisor_rows"], 4)
+
+
+class RunTest(StoreTest):
+    def test_a_value_that_stands_is_never_changed_column_by_column(self) -> None:
+        stands = "2020-02-02T02:02:02Z"
+        self.make(
+            [
+                {"source_event_ts": stands},
+                {"supervisor_processed_at": stands},
+                {"source_event_ts": stands, "supervisor_processed_at": stands},
+                {"source_event_ts": ""},
+                {"supervisor_processed_at": "rubbish", "payload": MALFORMED},
+            ]
+        )
+        summary = self.fill()
+        self.assertEqual(
+            self.columns(),
+            [(stands, DONE), (EVENT, stands), (stands, stands), ("", DONE), (None, "rubbish")],
+        )
+        self.assertEqual(summary["already_filled"], 1)
+        self.assertEqual(summary["filled"], 3)
+        self.assertEqual(summary["sources"]["source_event_ts"]["source_event_ts"], 1)
+        self.assertEqual(
+            summary["sources"]["supervisor_processed_at"]["supervisor_processed_at"], 2
+        )
+
+    def test_nothing_else_in_the_table_is_touched(self) -> None:
+        sample_store.make_store(self.path, rows=500)
+        others = """SELECT audit_id, task_id, level, event_type, payload, created_at, decision_id,
+                           verdict_id, repo_id FROM task_audits ORDER BY audit_id"""
+        before = self.query(others)
+        self.fill()
+        self.assertEqual(self.query(others), before)
+
+    def test_more_malformed_rows_than_a_batch_holds_do_not_stop_the_run(self) -> None:
+        self.make([*[{"payload": MALFORMED}] * 25, {}, *[{"payload": MALFORMED}] * 25, {}])
+        summary = self.fill("--batch-size", 10)
+        self.assertEqual(summary["filled"], 2)
+        self.assertEqual(summary["left_null"]["malformed_json"], 50)
+        self.assertEqual(summary["batches"], 6)
+
+    def test_any_batch_size_comes_to_the_same_and_counts_its_batches(self) -> None:
+        expected = None
+        for size, batches in ((1, 23), (7, 4), (22, 2), (23, 1), (24, 1), (10**30, 1)):
+            with self.subTest(size):
+                path = self.folder / f"{size}.db"
+                self.make(
+                    ({"payload": SOUND if n % 5 else MALFORMED} for n in range(23)), path=path
+                )
+                result = run("--db-path", path, "--json", "--batch-size", size)
+                self.assertEqual(result.summary["batches"], batches)
+                expected = expected or self.columns(path)
+                self.assertEqual(self.columns(path), expected)
+
+    def test_a_batch_is_a_transaction_of_its_own(self) -> None:
+        self.make([{}] * 10)
+        commits = []
+        write = backfill.backfill_batch
+
+        def watch(store: sqlite3.Connection, batch: Any, *rest: Any) -> float:
+            held = write(store, batch, *rest)
+            commits.append((len(batch), sum(None not in pair for pair in self.columns())))
+            return held
+
+        with mock.patch.object(backfill, "backfill_batch", watch):
+            self.fill("--batch-size", 4)
+        self.assertEqual(commits, [(4, 4), (4, 8), (2, 10)])
+
+    def test_audit_ids_may_be_negative_sparse_and_extreme(self) -> None:
+        ids = [-(2**63), -5, -1, 0, 1, 7, 10**6, 2**40, 2**63 - 1]
+        self.make({"audit_id": audit_id} for audit_id in ids)
+        for size in (1, 2, 1000):
+            with self.subTest(size):
+                path = self.folder / f"{size}.db"
+                self.make(({"audit_id": audit_id} for audit_id in ids), path=path)
+                self.assertEqual(run("--db-path", path, "--batch-size", size).code, 0)
+                self.assertEqual(self.columns(path), [(EVENT, DONE)] * len(ids))
+
+    def test_a_table_of_many_pages_is_filled_to_its_last_row(self) -> None:
+        rows = 2 * backfill.PAGE_ROWS + 1
+        self.make(
+            {"event_type": "SUPERVISOR_ERROR" if n % 3 == 0 else "TASK_CREATED"}
+            for n in range(rows)
+        )
+        summary = self.fill("--batch-size", 300)
+        self.assertEqual(summary["filled"], len(range(0, rows, 3)))
+        self.assertEqual(summary["supervisor_rows"], len(range(0, rows, 3)))
+
+    def test_an_empty_table_is_done_at_once(self) -> None:
+        self.make()
+        summary = self.fill()
+        self.assertEqual((summary["status"], summary["to_fill"]), ("completed", 0))
+        self.assertEqual(summary["coverage_after_pct"], 100.0)
+
+    def test_a_second_run_writes_nothing(self) -> None:
+        for mode in ("delete", "wal"):
+            with self.subTest(mode):
+                path = self.folder / f"{mode}.db"
+                sample_store.make_store(path, rows=2000, journal_mode=mode)
+                first = run("--db-path", path, "--json").summary
+                before = path.read_bytes()
+                second = run("--db-path", path, "--json").summary
+                self.assertEqual(path.read_bytes(), before)
+                self.assertEqual(second["filled"], 0)
+                self.assertEqual(second["to_fill"], sum(first["left_null"].values()))
+                self.assertEqual(second["left_null"], first["left_null"])
+
+    def test_a_dry_run_leaves_every_byte_and_foretells_the_run(self) -> None:
+        for mode in ("delete", "wal"):
+            with self.subTest(mode):
+                path = self.folder / f"{mode}.db"
+                sample_store.make_store(path, rows=3000, journal_mode=mode)
+                before = path.read_bytes()
+                dry = run("--db-path", path, "--json", "--dry-run", "--batch-size", 70)
+                self.assertEqual(path.read_bytes(), before)
+                wet = run("--db-path", path, "--json", "--batch-size", 70)
+                self.assertEqual(figures(dry.summary), figures(wet.summary))
+                self.assertGreater(wet.summary["left_null"]["malformed_json"], 0)
+                self.assertGreater(wet.summary["left_null"]["no_timestamp"], 0)
+
+    def test_the_summary_tells_what_is_in_the_file(self) -> None:
+        sample_store.make_store(self.path, rows=3000)
+        ours = "FROM task_audits WHERE event_type LIKE '%SUPERVISOR%'"
+        both = f"{ours} AND source_event_ts NOT NULL AND supervisor_processed_at NOT NULL"
+        rows = self.query(f"SELECT count(*) {ours}")[0][0]
+        before = self.query(f"SELECT count(*) {both}")[0][0]
+        values = "SELECT count(source_event_ts), count(supervisor_processed_at) FROM task_audits"
+        values_before = self.query(values)[0]
+        summary = self.fill()
+        after = self.query(f"SELECT count(*) {both}")[0][0]
+        self.assertEqual(summary["supervisor_rows"], rows)
+        self.assertEqual(summary["already_filled"], before)
+        self.assertEqual(summary["to_fill"], rows - before)
+        self.assertEqual(summary["filled"], after - before)
+        self.assertEqual(summary["to_fill"], summary["filled"] + sum(summary["left_null"].values()))
+        self.assertAlmostEqual(summary["coverage_before_pct"], 100 * before / rows, places=3)
+        self.assertAlmostEqual(summary["coverage_after_pct"], 100 * after / rows, places=3)
+        for column, count_before, count_after in zip(
+            COLUMNS, values_before, self.query(values)[0], strict=True
+        ):
+            self.assertEqual(sum(summary["sources"][column].values()), count_after - count_before)
+
+    def test_a_row_with_one_usable_value_gets_it_and_counts_as_left_null(self) -> None:
+        self.make([{"payload": f'{{"timestamp": "{DONE}"}}', "created_at": "yesterday"}])
+        result = self.tool("--json")
+        self.assertEqual(self.columns(), [(None, DONE)])
+        self.assertEqual(result.summary["left_null"]["no_timestamp"], 1)
+        self.assertEqual(result.summary["sources"]["supervisor_processed_at"]["timestamp"], 1)
+        self.assertIn("audit_id 1: source_event_ts NULL: no usable timestamp", result.err)
+
+    def test_a_numeric_created_at_is_an_epoch(self) -> None:
+        self.make([{"payload": "{}", "created_at": 1769940000123}])
+        self.fill()
+        self.assertEqual(self.columns(), [("2026-02-01T10:00:00.123Z",) * 2])
+
+    def test_rows_that_come_while_it_runs_are_left_to_the_next_run(self) -> None:
+        self.make([{}] * 5)
+        other = self.connect()
+        survey = backfill.survey_store
+
+        def survey_and_insert(*arguments: Any) -> backfill.Survey:
+            result = survey(*arguments)
+            self.insert(other, [{}] * 3)
+            return result
+
+        with mock.patch.object(backfill, "survey_store", survey_and_insert):
+            summary = self.fill("--batch-size", 1)
+        self.assertEqual((summary["to_fill"], summary["filled"]), (5, 5))
+        self.assertEqual(self.columns()[5:], [(None, None)] * 3)
+
+
+class OtherWriterTest(StoreTest):
+    """What another process writes between our reading of a row and our writing of it."""
+
+    def fill_after(self, *statements: str) -> dict[str, Any]:
+        other = self.connect()
+        write = backfill.backfill_batch
+
+        def others_first(*arguments: Any) -> float:
+            for statement in statements:
+                other.execute(statement)
+            return write(*arguments)
+
+        with mock.patch.object(backfill, "backfill_batch", others_first):
+            return self.fill()
+
+    def test_its_value_stays_and_ours_is_matched_to_it(self) -> None:
+        self.make([{}, {}])
+        summary = self.fill_after(
+            "UPDATE task_audits SET source_event_ts = '2026-01-01 00:00:00' WHERE audit_id = 1",
+            "UPDATE task_audits SET supervisor_processed_at = 'theirs' WHERE audit_id = 2",
+        )
+        self.assertEqual(
+            self.columns(),
+            [("2026-01-01 00:00:00", "2026-01-05T08:00:09.500000"), (EVENT, "theirs")],
+        )
+        self.assertEqual(summary["filled"], 2)
+        self.assertEqual(sum(summary["sources"]["source_event_ts"].values()), 1)
+        self.assertEqual(sum(summary["sources"]["supervisor_processed_at"].values()), 1)
+
+    def test_a_row_it_filled_counts_as_filled_but_not_as_written_by_us(self) -> None:
+        self.make([{}, {}])
+        summary = self.fill_after(
+            "UPDATE task_audits SET source_event_ts = 'x', supervisor_processed_at = 'y'"
+            " WHERE audit_id = 1"
+        )
+        self.assertEqual(self.columns()[0], ("x", "y"))
+        self.assertEqual((summary["filled"], summary["coverage_after_pct"]), (2, 100.0))
+        self.assertEqual(sum(summary["sources"]["source_event_ts"].values()), 1)
+
+    def test_a_row_it_deleted_does_not_disturb(self) -> None:
+        self.make([{}, {}, {}])
+        self.fill_after("DELETE FROM task_audits WHERE audit_id = 2")
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * 2)
+
+    def test_a_row_that_is_no_longer_the_supervisors_is_left_alone(self) -> None:
+        self.make([{}, {}])
+        self.fill_after(
+            "UPDATE task_audits SET event_type = 'TASK', source_event_ts = 'x' WHERE audit_id = 1"
+        )
+        self.assertEqual(self.columns(), [("x", None), (EVENT, DONE)])
+
+
+# --- The command line ---------------------------------------------------------------------
+
+
+class UsageTest(StoreTest):
+    def test_wrong_usage_exits_with_2_and_names_the_option(self) -> None:
+        for arguments, words in (
+            (["--batch-size", "0"], "--batch-size: '0' is not a whole number from 1 up"),
+            (["--batch-size", "-3"], "--batch-size"),
+            (["--batch-size", "many"], "--batch-size: 'many' is not"),
+            (["--busy-timeout", "-1"], "--busy-timeout: '-1' is not a number of seconds"),
+            (["--busy-timeout", "nan"], "--busy-timeout"),
+            (["--pause", "inf"], "--pause"),
+            (["--pause", "soon"], "--pause"),
+            (["--db-path", ""], "--db-path: a path is needed"),
+            (["--db-path"], "--db-path"),
+            (["--dry"], "unrecognized arguments: --dry"),
+            (["store.db"], "unrecognized arguments: store.db"),
+        ):
+            with self.subTest(arguments):
+                result = run(*arguments)
+                self.assertEqual((result.code, result.out), (2, ""))
+                self.assertIn(words, result.err)
+
+    def test_version_and_help_go_to_stdout(self) -> None:
+        self.assertEqual(
+            run("--version").out, f"backfill_audit_decision_fields.py {backfill.__version__}\n"
+        )
+        result = run("--help")
+        self.assertEqual((result.code, result.err), (0, ""))
+        for option in ("--db-path", "--batch-size", "--dry-run", "--backup", "--busy-timeout",
+                       "--pause", "--log-file", "--json", "--quiet", "--version"):  # fmt: skip
+            self.assertIn(option, result.out)
+
+    def test_the_default_store_is_the_agents_own(self) -> None:
+        (self.folder / ".agentos").mkdir()
+        self.make([{}], path=self.folder / ".agentos" / "store.db")
+        with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):
+            self.assertEqual(run().code, 0)
+        self.assertEqual(self.columns(self.folder / ".agentos" / "store.db"), [(EVENT, DONE)])
+
+
+class BadStoreTest(StoreTest):
+    """What cannot be used ends with exit code 1 and one line that says what to do next."""
+
+    def refuse(self, words: str, *options: object) -> None:
+        before = self.files()
+        for dry in ([], ["--dry-run"]):
+            result = self.tool(*options, *dry)
+            self.assertEqual((result.code, result.out), (1, ""))
+            self.assertRegex(result.err, r"\Aerror: .*\n\Z")
+            self.assertIn(words, result.err)
+            self.assertEqual(self.files(), before)
+        self.assertEqual(self.tool("--json", *options).summary["status"], "failed")
+
+    def test_a_mistyped_path_makes_no_file(self) -> None:
+        self.refuse("there is no file")
+        self.refuse("--db-path")
+
+    def test_a_folder(self) -> None:
+        self.path.mkdir()
+        result = self.tool()
+        self.assertEqual(result.code, 1)
+        self.assertIn("is no file", result.err)
+
+    def test_an_empty_file(self) -> None:
+        self.path.touch()
+        self.refuse("is empty")
+
+    def test_a_file_that_is_no_database(self) -> None:
+        self.path.write_text("not a database, whatever its name says\n" * 100)
+        self.refuse("not a SQLite database")
+
+    def test_a_database_without_the_table(self) -> None:
+        self.query("CREATE TABLE t (a)")
+        self.refuse("no table task_audits")
+
+    def test_a_table_without_the_columns_of_v21(self) -> None:
+        self.query(
+            "CREATE TABLE task_audits (audit_id INTEGER PRIMARY KEY, event_type, payload,"
+            " created_at)"
+        )
+        self.refuse("no column source_event_ts, supervisor_processed_at")
+
+    def test_a_table_without_a_rowid_of_its_own(self) -> None:
+        self.query(
+            "CREATE TABLE task_audits (audit_id INTEGER, event_type, payload, created_at,"
+            " source_event_ts, supervisor_processed_at)"
+        )
+        self.refuse("audit_id is not the primary key")
+
+    def test_a_view_or_a_virtual_table_by_that_name(self) -> None:
+        columns = ("audit_id", "event_type", "payload", "created_at", *COLUMNS)
+        self.query("CREATE VIEW task_audits AS SELECT " + ", ".join(f"1 AS {c}" for c in columns))
+        self.refuse("is a view or a virtual table")
+        self.query("DROP VIEW task_audits")
+        self.query(f"CREATE VIRTUAL TABLE task_audits USING fts5({', '.join(columns)})")
+        self.refuse("is a view or a virtual table")
+
+    def test_versions_compare_as_numbers(self) -> None:
+        for versions, accepted in (
+            (["0.9.0"], False),
+            (["0.1.0", "0.9.0", "0.20.0"], False),
+            (["0.20.99"], False),
+            (["0.9.0", "0.21.0"], True),
+            (["0.21"], True),
+            (["0.9.0", "0.100.0"], True),
+            (["1.0.0"], True),
+            (["0.9.0", "latest", "0.24.0"], True),
+            (["latest"], True),
+            ([], True),
+        ):
+            with self.subTest(versions):
+                path = self.folder / f"{len(list(self.folder.iterdir()))}.db"
+                self.make([{}], path=path)
+                with contextlib.closing(sqlite3.connect(path)) as store, store:
+                    store.execute("DELETE FROM schema_version")
+                    store.executemany(
+                        "INSERT INTO schema_version (version) VALUES (?)", [(v,) for v in versions]
+                    )
+                result = run("--db-path", path)
+                self.assertEqual(result.code, 0 if accepted else 1, result.err)
+                if not accepted:
+                    self.assertIn("apply AgentOS's migration v21 first", result.err)
+                    self.assertEqual(self.columns(path), [(None, None)])
+
+    def test_a_store_without_a_readable_schema_version_is_judged_by_its_columns(self) -> None:
+        for change in (
+            "DROP TABLE schema_version",
+            "ALTER TABLE schema_version RENAME COLUMN version TO v",
+            "DROP TABLE schema_version; CREATE VIEW schema_version AS SELECT '0.1.0' AS version",
+        ):
+            with self.subTest(change):
+                self.path.unlink(missing_ok=True)
+                self.make([{}])
+                self.connect().executescript(change)
+                self.fill()
+                self.assertEqual(self.columns(), [(EVENT, DONE)])
+
+    def test_only_the_needed_columns_in_any_order_are_enough(self) -> None:
+        self.query(
+            "CREATE TABLE task_audits (supervisor_processed_at, created_at, payload,"
+            " audit_id INTEGER PRIMARY KEY, source_event_ts, event_type)"
+        )
+        with contextlib.closing(self.connect()) as store:
+            store.execute(
+                "INSERT INTO task_audits (event_type, payload) VALUES ('SUPERVISOR_ERROR', ?)",
+                (SOUND,),
+            )
+        self.fill()
+        self.assertEqual(self.columns(), [(EVENT, DONE)])
+
+
+class OutputTest(StoreTest):
+    def test_any_path_works(self) -> None:
+        for name in ("with space.db", "what?.db", "a#b.db", "50%20.db", "ümläut.db", "'quoted'.db"):
+            with self.subTest(name):
+                path = self.folder / name
+                self.make([{}], path=path)
+                result = run("--db-path", path)
+                self.assertEqual(result.code, 0, result.err)
+                self.assertEqual(self.columns(path), [(EVENT, DONE)])
+                self.assertEqual(run("--db-path", path, "--json").summary["db_path"], str(path))
+        self.assertEqual(len(list(self.folder.iterdir())), 6)
+
+    def test_the_json_summary_has_the_documented_keys(self) -> None:
+        self.make([{}])
+        for options in ([], ["--dry-run"]):
+            summary = self.fill(*options)
+            self.assertEqual(
+                list(summary),
+                ["status", "db_path", "dry_run", "batch_size", "batches", "supervisor_rows",
+                 "already_filled", "to_fill", "filled", "left_null", "sources",
+                 "coverage_before_pct", "coverage_after_pct", "elapsed_seconds",
+                 "rows_per_second"],
+            )  # fmt: skip
+            self.assertEqual(
+                list(summary["left_null"]), ["malformed_json", "no_timestamp", "refused"]
+            )
+            self.assertEqual(
+                {column: list(names) for column, names in summary["sources"].items()},
+                {column: [*names, "created_at"] for column, names in backfill.FIELDS.items()},
+            )
+            self.assertEqual(summary["dry_run"], bool(options))
+
+    def test_the_report_shows_the_same_facts(self) -> None:
+        sample_store.make_store(self.path, rows=1000)
+        report = self.tool("--dry-run").out
+        summary = self.fill("--dry-run")
+        for label, figure in (
+            ("Supervisor rows", summary["supervisor_rows"]),
+            ("already filled", summary["already_filled"]),
+            ("to fill", summary["to_fill"]),
+            ("would be filled", summary["filled"]),
+            *((f"left NULL, {key}", number) for key, number in summary["left_null"].items()),
+        ):
+            self.assertRegex(report, rf"(?m)^ *{label} +{figure:,}\b")
+        for names in summary["sources"].values():
+            for name, number in names.items():
+                self.assertRegex(report, rf"(?m)^ +{name} +{number:,}$")
+
+    def test_a_dry_run_previews_the_first_rows(self) -> None:
+        self.make(
+            [
+                {"audit_id": 7, "payload": f'{{"timestamp": "{DONE}"}}'},
+                {"audit_id": 8, "payload": MALFORMED},
+                {"audit_id": 9, "source_event_ts": EVENT, "event_type": "SUPERVISOR_\x1b[2J"},
+                *[{}] * 10,
+            ]
+        )
+        for size in (1, 1000):
+            out = self.tool("--dry-run", "--batch-size", size).out
+            preview = re.split("\n(?=  audit_id )", out.partition("\nDry run of")[0])[1:]
+            self.assertEqual(len(preview), backfill.PREVIEW_ROWS)
+            self.assertIn("audit_id 7  SUPERVISOR_ALLOWED", preview[0])
+            self.assertRegex(preview[0], rf"source_event_ts +{CREATED}  from created_at")
+            self.assertRegex(preview[0], rf"supervisor_processed_at +{DONE}  from timestamp")
+            self.assertIn("NULL  (payload is not JSON", preview[1])
+            self.assertIn(r"SUPERVISOR_\x1b[2J", preview[2])
+            self.assertRegex(preview[2], rf"source_event_ts +{EVENT}  \(stands already\)")
+
+    def test_the_terminal_shows_20_warnings_and_the_log_file_all(self) -> None:
+        self.make([{"payload": MALFORMED}] * 30)
+        log_file = self.folder / "run.log"
+        result = self.tool("--log-file", log_file)
+        self.assertEqual(len(re.findall(r"(?m)^warning: audit_id", result.err)), 20)
+        self.assertRegex(result.err, r"and 10 more like these; .*run\.log")
+        lines = log_file.read_text().splitlines()
+        self.assertEqual(len(lines), 30)
+        for audit_id, line in enumerate(lines, 1):
+            self.assertRegex(line, rf"^\d{{4}}-\S+Z WARNING audit_id {audit_id}: .*not JSON")
+        self.assertIn("10 more like these; --log-file PATH", self.tool().err)
+
+    def test_fall_backs_are_a_line_each_in_the_log_file_and_one_per_column_here(self) -> None:
+        self.make([{"payload": "{}"}, {"payload": f'{{"timestamp": "{DONE}"}}'}, {}])
+        log_file = self.folder / "run.log"
+        result = self.tool("--log-file", log_file)
+        self.assertEqual(
+            [line.split(" ", 2)[2] for line in log_file.read_text().splitlines()],
+            [
+                "audit_id 1: source_event_ts and supervisor_processed_at from created_at",
+                "audit_id 2: source_event_ts from created_at",
+            ],
+        )
+        self.assertEqual(
+            [line for line in result.err.splitlines() if "created_at" in line],
+            [
+                "note: 2 values of source_event_ts come from created_at",
+                "note: 1 values of supervisor_processed_at come from created_at",
+            ],
+        )
+
+    def test_a_log_file_that_cannot_be_written_is_said_before_anything_is_done(self) -> None:
+        self.make([{}])
+        result = self.tool("--log-file", self.folder / "nowhere" / "run.log")
+        self.assertEqual(result.code, 1)
+        self.assertRegex(result.err, r"\Aerror: the log file .* cannot be written: .*--log-file\n")
+        self.assertEqual(self.columns(), [(None, None)])
+
+    def test_the_store_cannot_be_its_own_log_file(self) -> None:
+        self.make([{}])
+        before = self.path.read_bytes()
+        self.assertEqual(self.tool("--log-file", self.path).code, 1)
+        self.assertEqual(self.path.read_bytes(), before)
+
+    def test_a_log_file_that_fails_ends_the_run_with_a_sentence(self) -> None:
+        if not Path("/dev/full").exists():
+            self.skipTest("this system has no /dev/full")
+        self.make([{}, {"payload": MALFORMED}])
+        result = self.tool("--log-file", "/dev/full", "--json")
+        self.assertEqual(result.code, 1)
+        self.assertRegex(result.err, "(?m)^error: the log file cannot be written")
+        self.assertEqual((result.summary["status"], result.summary["filled"]), ("failed", 1))
+        self.assertEqual(self.columns()[0], (EVENT, DONE))
+
+    def test_progress_elsewhere_is_plain_lines_that_end_at_100_percent(self) -> None:
+        self.make([{}] * 50)
+        with mock.patch.object(backfill, "PLAIN_SECONDS", 0.0):
+            lines = self.tool("--batch-size", 10).err.splitlines()
+        shares = [float(share) for share in re.findall(r"Filling +([\d.]+) %", "\n".join(lines))]
+        self.assertEqual(shares, [20.0, 40.0, 60.0, 80.0, 100.0])
+        self.assertRegex(lines[-1], r"50/50 rows  [\d,]+ rows/s$")
+        self.assertEqual([line for line in self.tool().err.splitlines() if "rows/s" in line], [])
+
+    def test_quiet_shows_no_progress_but_warnings(self) -> None:
+        self.make([{}, {"payload": MALFORMED}])
+        err = self.tool("--quiet").err
+        self.assertNotIn("%", err)
+        self.assertIn("audit_id 2", err)
+
+    def test_on_a_terminal_progress_is_one_line_of_at_most_its_width(self) -> None:
+        sample_store.make_store(self.path, rows=3000)
+        screen = self.on_a_terminal("--batch-size", "100", columns=80)
+        self.assertIn("\r\x1b[K[", screen)
+        drawn = [part for part in re.split(r"\r\n|\r\x1b\[K", screen) if "rows/s" in part]
+        self.assertTrue(drawn)
+        for part in drawn:
+            self.assertLess(len(part), 80)
+        self.assertRegex(drawn[-1], r"^\[#+\] Filling  100\.0 %")
+        self.assertEqual(len(re.findall(r"rows/s\r\n", screen)), 1)
+
+    def on_a_terminal(self, *options: str, columns: int) -> str:
+        """Run the tool with stderr on a real terminal and return all that it wrote there."""
+        screen, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, "--db-path", self.path, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=terminal,
+            env=environment,
+        )
+        os.close(terminal)
+        written = b""
+        with contextlib.suppress(OSError):  # a terminal whose last writer has gone says EIO
+            while chunk := os.read(screen, 65536):
+                written += chunk
+        os.close(screen)
+        self.assertEqual(process.wait(), 0)
+        return written.decode()
+
+    def test_output_that_nobody_reads_ends_without_a_traceback(self) -> None:
+        self.make([{}])
+        for stream in ("stdout", "stderr"):
+            with self.subTest(stream):
+                reader, writer = os.pipe()
+                os.close(reader)
+                process = subprocess.run(
+                    [sys.executable, SCRIPT, "--db-path", self.path, "--dry-run"],
+                    check=False,
+                    stdout=writer if stream == "stdout" else subprocess.PIPE,
+                    stderr=writer if stream == "stderr" else subprocess.PIPE,
+                )
+                os.close(writer)
+                self.assertEqual(process.returncode, 1)
+                self.assertNotIn(b"Traceback", (process.stdout or b"") + (process.stderr or b""))
+
+
+class HostileTest(StoreTest):
+    """A store whose text was made to do harm."""
+
+    def make_hostile(self, seed: int, count: int) -> None:
+        self.make(hostile_rows(seed, count))
+        for column in ("payload", "created_at", *COLUMNS):  # text that is not UTF-8
+            self.query(
+                f"UPDATE task_audits SET {column} = CAST({column} AS TEXT)"
+                f" WHERE typeof({column}) = 'blob' AND audit_id % 2"
+            )
+
+    def columns(self, path: Path | None = None) -> list[tuple[Any, Any]]:
+        with contextlib.closing(sqlite3.connect(path or self.path)) as store:
+            store.text_factory = backfill.decode_text
+            return store.execute(
+                f"SELECT {', '.join(COLUMNS)} FROM task_audits ORDER BY audit_id"
+            ).fetchall()
+
+    def test_nothing_raises_and_no_control_character_gets_out(self) -> None:
+        self.make_hostile(seed=11, count=3000)
+        before = self.columns()
+        log_file = self.folder / "run.log"
+        result = self.tool("--log-file", log_file)
+        self.assertEqual(result.code, 0, result.err)
+        dry = self.tool("--dry-run")
+        self.assertEqual(dry.code, 0, dry.err)
+        text = result.out + result.err + dry.out + dry.err + log_file.read_text()
+        self.assertEqual(set(re.findall(r"[^\x20-\x7e\n]", text)), set())
+        self.assertNotIn("Traceback", text)
+        for stood, (source, processed) in zip(before, self.columns(), strict=True):
+            if None in stood and isinstance(source, str) and isinstance(processed, str):
+                with contextlib.suppress(ValueError):  # rubbish that stood there already
+                    read_as_agentos(processed) - read_as_agentos(source)
+
+    def test_what_stood_in_a_hostile_store_stands_after_the_run(self) -> None:
+        self.make_hostile(seed=12, count=1000)
+        before = self.columns()
+        self.fill()
+        for old, new in zip(before, self.columns(), strict=True):
+            for old_value, new_value in zip(old, new, strict=True):
+                if old_value is not None:
+                    self.assertEqual(new_value, old_value)
+
+    def test_printable_keeps_what_is_harmless_and_escapes_what_is_not(self) -> None:
+        for text, written in (
+            ("plain", "plain"),
+            ("Größe 漢字", "Größe 漢字"),
+            ("\x1b[31m", r"\x1b[31m"),
+            ("a\nb\tc\0", r"a\nb\tc\x00"),
+            ("\u202eevil", r"\u202eevil"),
+            ("\ud800", r"\ud800"),
+            (b"\xff", r"b'\xff'"),
+            ("x" * 300, "x" * 197 + "..."),
+        ):
+            with self.subTest(written):
+                self.assertEqual(backfill.printable(text), written)
+
+
+def hostile_rows(seed: int, count: int) -> Iterator[dict[str, object]]:
+    """Yield rows of every sort that a store must not hold and may hold all the same."""
+    chance = random.Random(seed)
+    names = [name for names in backfill.FIELDS.values() for name in names]
+    values: list[object] = [value for _name, value, _written in TIMESTAMPS]
+    values += ["\x1b[2J\x07", "\0", "\ud800", "\u202e", "x" * 300_000, 1e308, -0.0, 10**25]
+    texts: list[object] = ["", "\0", "\x1b]0;title\x07", "rubbish", CREATED, None, b"\xff\xfe",
+                           "2026-01-05 08:00:11", 1769940000, -1, 1e300]  # fmt: skip
+
+    def payload() -> object:
+        fields = {chance.choice(names): chance.choice(values) for _ in range(chance.randint(0, 4))}
+        text = json.dumps(fields, ensure_ascii=chance.random() < 0.8)
+        kind = chance.randrange(12)
+        if kind == 0:
+            return chance.choice(WITHOUT_FIELDS)[1]
+        if kind == 1:
+            return chance.choice(NOT_JSON)[1]
+        if kind == 2:  # duplicate keys
+            text = text[:-1] + (", " if fields else "") + text[1:]
+        if kind == 3:  # deep nesting beside sound fields, around what parsers allow
+            depth = chance.choice([100, 980, 1200, 3000])
+            inner = "[" * depth + "]" * depth
+            return f'{{"deep": {inner}{", " if fields else ""}{text[1:]}'.encode(
+                errors="surrogatepass"
+            )
+        if kind == 4:
+            return text.encode("utf-8", "surrogatepass")
+        if kind == 5:  # cut off anywhere
+            return text[: chance.randrange(len(text) + 1)].encode("utf-8", "surrogatepass")
+        if kind == 6:
+            return chance.randbytes(chance.randrange(40))
+        if kind == 7:  # a key in other letters
+            text = text.replace("timestamp", "time\\u0073tamp")
+        return text.encode("utf-8", "replace").decode()
+
+    for _ in range(count):
+        yield {
+            "event_type": chance.choice(["SUPERVISOR_ALLOWED", "X\x1b[1mSUPERVISOR\n", "TASK"]),
+            "payload": payload(),
+            "created_at": chance.choice(texts),
+            "source_event_ts": chance.choice([None, None, None, None, *texts]),
+            "supervisor_processed_at": chance.choice([None, None, None, None, *texts]),
+        }
+
+
+if __name__ == "__main__":
+    unittest.main()
