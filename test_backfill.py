@@ -14,6 +14,7 @@ import os
 import pty
 import random
 import re
+import shutil
 import sqlite3
 import struct
 import subprocess
@@ -1137,6 +1138,207 @@ class HostileTest(StoreTest):
         ):
             with self.subTest(written):
                 self.assertEqual(backfill.printable(text), written)
+
+
+# --- verify_backfill.sql --------------------------------------------------------------------
+
+VERIFY = HERE / "verify_backfill.sql"
+SHELL = shutil.which("sqlite3")
+
+
+class Verification(NamedTuple):
+    """What the eight checks said."""
+
+    text: str
+    verdicts: dict[int, str]
+    details: dict[int, str]
+
+
+@unittest.skipIf(SHELL is None, "the sqlite3 shell is not installed")
+class VerifyTest(StoreTest):
+    def verify(self, path: Path | None = None) -> Verification:
+        """Run the checks through the real shell; nothing may abort and nothing be written."""
+        path = path or self.path
+        before = path.read_bytes()
+        shell = subprocess.run(
+            [str(SHELL), path],
+            check=False,
+            stdin=VERIFY.open("rb"),
+            capture_output=True,
+        )
+        self.assertEqual((shell.returncode, shell.stderr), (0, b""))
+        self.assertEqual(path.read_bytes(), before)
+        text = shell.stdout.decode()
+        lines = re.findall(r"(?m)^([1-8])  (\S.*?)  (PASS|WARN|FAIL|INFO)  (\S.*)$", text)
+        self.assertEqual([int(number) for number, *_ in lines], list(range(1, 9)))
+        summary = text.partition("\nSummary\n")[2].split("\n")[1:-1]
+        self.assertEqual(
+            [line.split(None, 1)[0] for line in summary], [str(n) for n in range(1, 9)]
+        )
+        for line, (_number, name, verdict, detail) in zip(summary, lines, strict=True):
+            self.assertRegex(line, rf"{re.escape(name)} +{verdict}  {re.escape(detail)}$")
+        return Verification(
+            text,
+            {int(number): verdict for number, _name, verdict, _detail in lines},
+            {int(number): detail for number, _name, _verdict, detail in lines},
+        )
+
+    def make_sample(self) -> None:
+        sample_store.make_store(self.path, rows=2000, journal_mode="delete")
+
+    def test_before_a_run_coverage_and_remaining_nulls_fail(self) -> None:
+        self.make_sample()
+        verdicts = self.verify().verdicts
+        self.assertEqual({n for n, verdict in verdicts.items() if verdict == "FAIL"}, {1, 6})
+
+    def test_after_a_run_nothing_fails(self) -> None:
+        self.make_sample()
+        self.fill()
+        found = self.verify()
+        self.assertNotIn("FAIL", found.verdicts.values(), found.text)
+        self.assertRegex(found.details[2], "^0 values differ from the payload, [1-9]")
+        self.assertRegex(found.details[8], r"^\d+ pairs, average [\d.]+ s, [1-9]\d* negative")
+
+    def test_it_fits_a_terminal_100_wide(self) -> None:
+        self.make_sample()
+        self.fill()
+        wide = [line for line in self.verify().text.splitlines() if len(line.rstrip()) > 100]
+        self.assertEqual([line for line in wide if "SEARCH task_audits USING" not in line], [])
+
+    def test_each_check_fails_on_a_store_tampered_with_for_it(self) -> None:
+        sound = "json_valid(payload) AND event_type LIKE 'SUPERVISOR%'"
+        ids = f"(SELECT audit_id FROM task_audits WHERE {sound} AND source_event_ts NOT NULL"
+        for check, change in (
+            (1, f"UPDATE task_audits SET source_event_ts = NULL WHERE audit_id IN {ids} LIMIT 90)"),
+            (
+                2,
+                "UPDATE task_audits SET supervisor_processed_at = '2026-01-01T00:00:00Z'"
+                f" WHERE audit_id IN {ids} LIMIT 4)",
+            ),
+            (4, "DROP INDEX idx_task_audits_source_event_ts;"
+                "DROP INDEX idx_task_audits_decision_lag;"
+                "DROP INDEX idx_task_audits_event_source_ts"),
+            (5, "UPDATE task_audits SET source_event_ts = 'rubbish'"
+                f" WHERE audit_id IN {ids} LIMIT 1)"),
+            (5, "UPDATE task_audits SET source_event_ts = x'00ff'"
+                f" WHERE audit_id IN {ids} LIMIT 1)"),
+            (5, "UPDATE task_audits SET source_event_ts = rtrim(source_event_ts, 'Z')"
+                " WHERE audit_id = (SELECT min(audit_id) FROM task_audits"
+                " WHERE source_event_ts LIKE '%Z' AND supervisor_processed_at LIKE '%Z')"),
+            (6, f"UPDATE task_audits SET source_event_ts = NULL WHERE audit_id IN {ids} LIMIT 1)"),
+        ):  # fmt: skip
+            with self.subTest(check, change=change):
+                self.path.unlink(missing_ok=True)
+                self.make_sample()
+                self.fill()
+                with contextlib.closing(sqlite3.connect(self.path)) as store:
+                    store.executescript(change)
+                found = self.verify()
+                self.assertEqual(found.verdicts[check], "FAIL", found.text)
+                if check == 2:
+                    self.assertRegex(found.details[2], "^4 values differ")
+                    self.assertEqual(len(re.findall("2026-01-01T00:00:00Z  ", found.text)), 3)
+
+    def test_a_missing_index_is_named_with_the_way_to_make_it(self) -> None:
+        self.make_sample()
+        name = "idx_task_audits_event_source_ts"
+        self.query(f"DROP INDEX {name}")
+        found = self.verify()
+        self.assertEqual((found.verdicts[4], found.details[4]), ("WARN", f"missing: {name}"))
+        statement = re.search(rf"CREATE INDEX {name} .*;", found.text)
+        assert statement is not None
+        self.query(statement[0])
+        self.assertEqual(self.verify().verdicts[4], "PASS")
+
+    def test_the_future_is_worth_a_warning(self) -> None:
+        self.make([{"source_event_ts": EVENT, "supervisor_processed_at": "2999-01-01T00:00:00Z"}])
+        self.assertEqual(self.verify().verdicts[5], "WARN")
+
+    def test_lags_are_counted_with_their_percentiles(self) -> None:
+        self.make(
+            {
+                "payload": "{}",
+                "source_event_ts": "2026-01-05T08:00:00Z",
+                "supervisor_processed_at": f"2026-01-05T08:{n // 60:02}:{n % 60:02}+00:00",
+            }
+            for n in range(1, 101)
+        )
+        self.assertRegex(self.verify().text, r"\n100 +50\.500 +50\.000 +95\.000 +100\.000 +0 *\n")
+
+    def test_an_empty_table_and_one_with_only_the_needed_columns(self) -> None:
+        self.make()
+        self.assertNotIn("FAIL", self.verify().verdicts.values())
+        path = self.folder / "bare.db"
+        with contextlib.closing(sqlite3.connect(path)) as store, store:
+            store.execute(
+                "CREATE TABLE task_audits (audit_id INTEGER PRIMARY KEY, event_type, payload,"
+                " created_at, source_event_ts, supervisor_processed_at)"
+            )
+            store.execute(
+                "INSERT INTO task_audits VALUES (1, 'SUPERVISOR_ERROR', ?, NULL, ?, ?)",
+                (SOUND, EVENT, DONE),
+            )
+        verdicts = self.verify(path).verdicts
+        self.assertEqual({n for n, verdict in verdicts.items() if verdict == "FAIL"}, {4})
+
+    def test_the_unit_forms_of_rule_5_and_of_numbers_are_consistent(self) -> None:
+        self.make(
+            [
+                {"payload": '{"source_ts": "2026-01-05 08:00:00", "timestamp": 1769940000.5}'},
+                {"payload": '{"source_ts": "2026-01-05T10:00:00+02:00"}',
+                 "supervisor_processed_at": "2026-01-05 08:00:11.347"},
+            ]
+        )  # fmt: skip
+        self.fill()
+        found = self.verify()
+        self.assertEqual(found.verdicts[2], "PASS", found.text)
+        self.assertEqual(
+            found.details[2], "0 values differ from the payload, 4 agree, 0 not judged"
+        )
+
+    def test_rubbish_of_every_sort_aborts_nothing(self) -> None:
+        self.make(hostile_rows(seed=5, count=2000))
+        for column in ("payload", "created_at", *COLUMNS):
+            self.query(
+                f"UPDATE task_audits SET {column} = CAST({column} AS TEXT)"
+                f" WHERE typeof({column}) = 'blob' AND audit_id % 2"
+            )
+        self.assertEqual(self.verify().verdicts[5], "FAIL")
+        self.fill()
+        text = self.verify().text
+        self.assertEqual(set(re.findall(r"[^\x20-\x7e\n]", text)), set())
+
+    def test_what_the_tool_writes_is_never_called_inconsistent(self) -> None:
+        """Ties the rules in SQL to the rules in Python, over thousands of payloads."""
+        nothing = dict.fromkeys(COLUMNS)
+        for seed in (1, 2, 3):
+            with self.subTest(seed):
+                self.path.unlink(missing_ok=True)
+                self.make({**row, **nothing} for row in hostile_rows(seed, count=3000))
+                self.fill()
+                found = self.verify()
+                self.assertEqual(found.verdicts[2], "PASS", found.text)
+                self.assertNotEqual(found.verdicts[6], "FAIL", found.text)
+                agree = re.search(r", (\d+) agree", found.details[2])
+                assert agree is not None
+                self.assertGreater(int(agree[1]), 700)
+
+    def test_every_timestamp_it_calls_certain_python_judges_alike(self) -> None:
+        chance = random.Random(8)
+        rows = []
+        for _ in range(4000):
+            text = chance.choice(
+                ["2026-01-05T08:00:11.347Z", "2026-02-28 23:59", "2024-02-29T00:00:00+05:30"]
+            )
+            for _edit in range(chance.randint(0, 3)):
+                at = chance.randrange(len(text) + 1)
+                text = text[:at] + chance.choice("Z+-:. T0123456789") + text[at + 1 :]
+            rows.append({"payload": json.dumps({"timestamp": text, "source_ts": DONE})})
+        self.make(rows)
+        self.fill()
+        found = self.verify()
+        self.assertEqual(found.verdicts[2], "PASS", found.text)
+        self.assertNotEqual(found.verdicts[5], "FAIL", found.text)
 
 
 def hostile_rows(seed: int, count: int) -> Iterator[dict[str, object]]:

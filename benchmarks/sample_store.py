@@ -107,11 +107,16 @@ def epoch(moment: datetime) -> float:
     return moment.timestamp()
 
 
-# What a payload says of its two moments, and how often:
-# (weight, {field: (which moment, how it is written)}).
-VARIANTS: list[tuple[int, dict[str, tuple[str, Callable[[datetime], object]]]]] = [
+# What a payload says of its two moments: {field: (which moment, how it is written)}.
+Variant = dict[str, tuple[str, Callable[[datetime], object]]]
+BOTH_FIELDS: Variant = {
+    "source_event_ts": ("event", str),
+    "supervisor_processed_at": ("done", iso),
+}
+# And how often it is so: (weight, variant).
+VARIANTS: list[tuple[int, Variant]] = [
     (55, {"timestamp": ("done", iso)}),
-    (14, {"source_event_ts": ("event", str), "supervisor_processed_at": ("done", iso)}),
+    (14, BOTH_FIELDS),
     (6, {"source_ts": ("event", iso), "processed_at": ("done", iso)}),
     (6, {"event_timestamp": ("event", iso), "timestamp": ("done", iso)}),
     (5, {"task_created_at": ("event", sqlite_time), "timestamp": ("done", iso)}),
@@ -151,6 +156,12 @@ def make_rows(count: int, seed: int) -> Iterator[tuple[object, ...]]:
         decision_id = f"decision_{chance.getrandbits(48):012x}"
         moments = {"event": event, "done": done}
         variant = chance.choices(VARIANTS, WEIGHTS)[0][1]
+        source_event_ts = supervisor_processed_at = None
+        oddity = chance.random()
+        if oddity < 0.04:  # filled already, or half filled
+            variant = BOTH_FIELDS
+            supervisor_processed_at = iso(done)
+            source_event_ts = str(event) if oddity < 0.03 else None
         times = {name: write(moments[which]) for name, (which, write) in variant.items()}
         text = json.dumps(
             {
@@ -175,18 +186,12 @@ def make_rows(count: int, seed: int) -> Iterator[tuple[object, ...]]:
             }
         )
         payload: str | None = text
-        source_event_ts = supervisor_processed_at = None
-        oddity = chance.random()
-        if oddity < 0.004:
+        if 0.04 <= oddity < 0.044:
             payload = chance.choice([text[: len(text) // 2], "{'single': 'quotes'}", "oops"])
-        elif oddity < 0.02:
+        elif 0.044 <= oddity < 0.06:
             payload = chance.choice([None, "", "  ", "{}", "[]", "42"])
-        elif oddity < 0.025:
+        elif 0.06 <= oddity < 0.065:
             created_at = chance.choice([epoch_ms(now), iso(now)[:10], "yesterday", None])
-        elif oddity < 0.055:
-            source_event_ts, supervisor_processed_at = iso(event), iso(done)
-        elif oddity < 0.065:
-            supervisor_processed_at = iso(done)
         yield (
             task_id,
             "info",
