@@ -144,7 +144,7 @@ LOCK_SLICE = 0.1  # seconds that SQLite waits for a lock before we look at a sig
 LOCK_PAUSE = 0.005  # seconds until we ask again
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
 COMPANY_SECONDS = 2.0  # for how long another writer counts as present
-FREE_SHARE = 0.6  # of the time that the write lock is left free beside another writer
+FREE_SHARE = 0.75  # of the time that the write lock is left free beside another writer
 
 PREVIEW_ROWS = 5
 TERMINAL_WARNINGS = 20
@@ -398,8 +398,9 @@ class Interruption:
         try:
             yield
         finally:
+            # After a signal the process is about to end: another one must not change how.
             for signum, handler in before.items():
-                signal.signal(signum, handler)
+                signal.signal(signum, handler if self.signum is None else signal.SIG_IGN)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self.signum = signum
@@ -472,10 +473,11 @@ def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connec
         raise StoreError(f"{printable(path)} is no file: name the store with --db-path")
     if path.stat().st_size == 0:
         raise StoreError(f"{printable(path)} is empty, not a store: name the store with --db-path")
-    if not os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK):
-        verb = "read" if read_only else "write"
+    if not os.access(path, os.R_OK):
+        raise StoreError(f"{printable(path)} cannot be read: run as a user who may read the store")
+    if not read_only and not os.access(path, os.W_OK):
         raise StoreError(
-            f"{printable(path)} cannot be {verb}: run as a user who may {verb} the store"
+            f"{printable(path)} cannot be written: run as a user who may write the store"
         )
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
     store = sqlite3.connect(uri, uri=True, timeout=LOCK_SLICE, isolation_level=None)

@@ -133,7 +133,7 @@ def make_rows(count: int, seed: int) -> Iterator[tuple[object, ...]]:
     chance = random.Random(seed)
     now = FIRST_DAY
     for number in range(count):
-        now += timedelta(milliseconds=chance.randint(100, 60_000))
+        now += timedelta(milliseconds=chance.randint(100, 20_000))
         created_at: object = iso(now) if chance.random() < 0.85 else sqlite_time(now)
         task_id = f"01J{chance.randrange(10**6):023d}"
         if chance.random() < 0.15:
