@@ -32,6 +32,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -134,17 +135,30 @@ LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # A trigger or a constraint that refuses one row; other errors end the run.
 REFUSALS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 
+# The same for many rows whose columns are both NULL: {} takes a (?, ?, ?) for each row. The
+# plus keeps SQLite from looking for them by an index on a column, through all that are NULL.
+FILL_ROWS = """
+    UPDATE task_audits
+       SET source_event_ts = found.column2, supervisor_processed_at = found.column3
+      FROM (VALUES {}) AS found
+     WHERE audit_id = found.column1
+       AND +source_event_ts IS NULL AND +supervisor_processed_at IS NULL
+"""
+
 DEFAULT_STORE = "~/.agentos/store.db"
 DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
 
+ROWS_AT_ONCE = 500  # of one UPDATE: three values each, and SQLite takes 32,766
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 LOCK_SLICE = 0.1  # seconds that SQLite waits for a lock before we look at a signal
 LOCK_PAUSE = 0.005  # seconds until we ask again
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
 COMPANY_SECONDS = 2.0  # for how long another writer counts as present
-FREE_SHARE = 0.75  # of the time that the write lock is left free beside another writer
+# The share of the time that the write lock is left free.
+FREE_SHARE_ALONE = 0.2
+FREE_SHARE_IN_COMPANY = 0.75
 
 PREVIEW_ROWS = 5
 TERMINAL_WARNINGS = 20
@@ -353,6 +367,8 @@ def match_offsets(
     Where the one without offset is ours, it is UTC and gets its `Z`; where it stands,
     ours is written in UTC without offset.
     """
+    if standing == NOTHING and found[0] and found[1] and found[0][-1] == found[1][-1] == "Z":
+        return found  # both in AgentOS's own form: the usual case, made fast
     ours = (standing[0] is None, standing[1] is None)
     first = read_as_agentos(found[0] if ours[0] else standing[0])
     second = read_as_agentos(found[1] if ours[1] else standing[1])
@@ -480,11 +496,13 @@ def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connec
             f"{printable(path)} cannot be written: run as a user who may write the store"
         )
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-    store = sqlite3.connect(uri, uri=True, timeout=LOCK_SLICE, isolation_level=None)
+    store = sqlite3.connect(
+        uri, uri=True, timeout=LOCK_SLICE, isolation_level=None, check_same_thread=False
+    )
     try:
         store.text_factory = decode_text
         store.execute("PRAGMA trusted_schema = OFF")
-        if wait(_fetch_value, store, "PRAGMA journal_mode") == "wal":
+        if is_wal(store, wait):
             # In WAL mode this cannot corrupt the file: a power cut may undo the last
             # batches, whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
@@ -492,6 +510,11 @@ def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connec
         store.close()
         raise
     return store
+
+
+def is_wal(store: sqlite3.Connection, wait: LockWait) -> bool:
+    """Whether the store is in WAL mode, where readers and a writer do not lock each other out."""
+    return bool(wait(_fetch_value, store, "PRAGMA journal_mode") == "wal")
 
 
 def decode_text(text: bytes) -> str | bytes:
@@ -685,8 +708,20 @@ def read_batches(
         yield batch
 
 
+def read_ahead(batches: Iterator[list[Plan]]) -> Iterator[list[Plan]]:
+    """Yield the batches, the next one being read in a thread while one is out.
+
+    SQLite writes a batch without Python's lock, so that the two go on side by side.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = thread.submit(next, batches, None)
+            yield batch
+
+
 def _read_plans(store: sqlite3.Connection, first: int, last: int, limit: int) -> list[Plan]:
-    return [plan_row(Row(*row)) for row in store.execute(SELECT_ROWS, (first, last, limit))]
+    return [plan_row(Row._make(row)) for row in store.execute(SELECT_ROWS, (first, last, limit))]
 
 
 def backfill_batch(
@@ -694,16 +729,18 @@ def backfill_batch(
 ) -> float:
     """Write a batch in one transaction; return for how many seconds it held the write lock.
 
-    A row that another process changed since it was read is looked at again; one that it
-    deleted has no outcome. A row that the database refuses is left out, and the rest is
-    done in two transactions, what was before it and what comes after it: that holds for
-    every kind of refusal, also for one that rolls everything back.
+    Where the batch does not go through at once, it is begun again row by row. A row that
+    another process changed since it was read is then looked at again; one that it deleted
+    has no outcome. A row that the database refuses is left out, and the rest is done in
+    two transactions, what was before it and what comes after it: that holds for every
+    kind of refusal, also for one that rolls everything back.
 
     `outcomes`, a plan for each row as it was carried out, grows with every transaction
     that is committed, so that it is right also after an error: sqlite3.Error where the
     store cannot be written, Interrupted where a signal came while it was locked.
     """
     parts = [batch]
+    row_by_row = False
     locked = 0.0
     while parts:
         part = parts.pop()
@@ -713,7 +750,16 @@ def backfill_batch(
         wait(store.execute, "BEGIN IMMEDIATE")
         locked_at = time.monotonic()
         try:
-            outcomes += _write(store, part, wait)
+            if row_by_row:
+                done = _fill_row_by_row(store.cursor(), part)
+            elif _fill_at_once(store.cursor(), part):
+                done = list(part)
+            else:
+                row_by_row = True
+                parts.append(part)
+                continue
+            wait(store.execute, "COMMIT")
+            outcomes += done
         except _Refused as refused:
             at = refused.position
             outcomes.append(_refuse(part[at], refused.reason))
@@ -725,10 +771,27 @@ def backfill_batch(
     return locked
 
 
-def _write(store: sqlite3.Connection, plans: Sequence[Plan], wait: LockWait) -> list[Plan]:
-    """Write plans and commit: all of them, or none and _Refused or sqlite3.Error."""
+def _fill_at_once(cursor: sqlite3.Cursor, plans: Sequence[Plan]) -> bool:
+    """Write plans many at a time; False if a row has changed, or is refused, and all is void."""
+    both_null = [plan for plan in plans if plan.standing == NOTHING != plan.values]
+    others = [plan for plan in plans if plan.standing != NOTHING]
+    try:
+        for start in range(0, len(both_null), ROWS_AT_ONCE):
+            some = both_null[start : start + ROWS_AT_ONCE]
+            sql = FILL_ROWS.format(", ".join(["(?, ?, ?)"] * len(some)))
+            values = [value for plan in some for value in (plan.audit_id, *plan.values)]
+            if cursor.execute(sql, values).rowcount != len(some):
+                return False
+        return all(_fill_as_planned(cursor, plan) for plan in others)
+    except sqlite3.Error as error:
+        if _code(error) not in REFUSALS:
+            raise
+        return False
+
+
+def _fill_row_by_row(cursor: sqlite3.Cursor, plans: Sequence[Plan]) -> list[Plan]:
+    """Write plans one at a time; raises _Refused for the first that is refused."""
     outcomes = []
-    cursor = store.cursor()
     for position, plan in enumerate(plans):
         try:
             outcome = _fill_row(cursor, plan)
@@ -738,7 +801,6 @@ def _write(store: sqlite3.Connection, plans: Sequence[Plan], wait: LockWait) -> 
             raise _Refused(position, str(error)) from error
         if outcome is not None:
             outcomes.append(outcome)
-    wait(store.execute, "COMMIT")
     return outcomes
 
 
@@ -863,15 +925,16 @@ def percent(part: int, whole: int) -> float:
     return part * 1_000_000 // whole / 10_000 if whole else 100.0
 
 
-def choose_rest(locked: float, unlocked: float) -> float:
-    """Return how long to rest before a batch beside another writer, in seconds.
+def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
+    """Return how long to rest before a batch, in seconds.
 
     `locked` is how long the last batch held the write lock, `unlocked` how long it has
     been free since. SQLite's waiters poll, with growing sleeps: whether they get in
     depends on the share of the time that the lock is free, and not only on how long it
-    is held.
+    is held. Alone, we leave enough of it for another writer to get in and be noticed.
     """
-    return max(0.0, locked * FREE_SHARE / (1 - FREE_SHARE) - unlocked)
+    share = FREE_SHARE_IN_COMPANY if company else FREE_SHARE_ALONE
+    return max(0.0, locked * share / (1 - share) - unlocked)
 
 
 class Courtesy:
@@ -899,10 +962,8 @@ class Courtesy:
         version, self._version = self._version, self._data_version()
         if version != self._version:
             self._company_until = now + COMPANY_SECONDS
-        seconds = self._pause
-        if now < self._company_until:
-            seconds += choose_rest(self._locked, now - self._released)
-        self._wait.interruption.sleep(seconds)
+        rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
+        self._wait.interruption.sleep(self._pause + rest)
 
     def note(self, locked: float) -> None:
         """Take note of a batch that has just ended and locked the store for so many seconds."""
@@ -911,6 +972,7 @@ class Courtesy:
 
 def fill_store(
     store: sqlite3.Connection,
+    reader: sqlite3.Connection,
     summary: Summary,
     pause: float,
     wait: LockWait,
@@ -920,12 +982,16 @@ def fill_store(
 
     A dry run does the same without writing. Calls on_batch(outcomes) after each batch.
     Raises sqlite3.Error, or Interrupted between two batches.
+
+    `reader` reads the payloads: a connection of its own, which then reads a batch ahead,
+    or `store`, where a reader would stand in the way of a COMMIT (rollback journal).
     """
     if summary.survey is None:
         raise ValueError("the store has not been surveyed")
     tally = summary.tally
     courtesy = Courtesy(store, pause, wait)
-    for batch in read_batches(store, summary.survey, summary.batch_size, wait):
+    batches = read_batches(reader, summary.survey, summary.batch_size, wait)
+    for batch in batches if reader is store else read_ahead(batches):
         outcomes: list[Plan] = []
         wait.interruption.check()
         try:
@@ -1365,6 +1431,10 @@ def _backfill(options: Options, summary: Summary, console: Console, wait: LockWa
         store = open_store(options.db_path, wait, read_only=options.dry_run)
         stack.enter_context(closing(store))
         wait(check_schema, store)
+        reader = store
+        if not options.dry_run and is_wal(store, wait):
+            reader = open_store(options.db_path, wait, read_only=True)
+            stack.enter_context(closing(reader))
         stack.enter_context(_logging_to(console.warnings))
         if options.log_file is not None:
             stack.enter_context(_logging_to(_open_log(options.log_file, options.db_path)))
@@ -1376,7 +1446,7 @@ def _backfill(options: Options, summary: Summary, console: Console, wait: LockWa
             summary.survey = survey_store(store, wait, console.progress.update)
             console.progress.clear()
             console.progress.start("Dry run" if options.dry_run else "Filling", "rows")
-            fill_store(store, summary, options.pause, wait, console.show_batch)
+            fill_store(store, reader, summary, options.pause, wait, console.show_batch)
             console.progress.update(summary.to_fill, summary.to_fill)
         finally:
             summary.elapsed_seconds = time.monotonic() - started
