@@ -708,16 +708,23 @@ def read_batches(
         yield batch
 
 
-def read_ahead(batches: Iterator[list[Plan]]) -> Iterator[list[Plan]]:
+def read_ahead(
+    batches: Iterator[list[Plan]], in_company: Callable[[], bool]
+) -> Iterator[list[Plan]]:
     """Yield the batches, the next one being read in a thread while one is out.
 
-    SQLite writes a batch without Python's lock, so that the two go on side by side.
+    SQLite writes a batch without Python's lock, so that the two go on side by side. In
+    company it would only hold up the write: there is a rest to read in.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(next, batches, None)
         while (batch := upcoming.result()) is not None:
-            upcoming = thread.submit(next, batches, None)
+            ahead = not in_company()
+            if ahead:
+                upcoming = thread.submit(next, batches, None)
             yield batch
+            if not ahead:
+                upcoming = thread.submit(next, batches, None)
 
 
 def _read_plans(store: sqlite3.Connection, first: int, last: int, limit: int) -> list[Plan]:
@@ -956,14 +963,18 @@ class Courtesy:
 
     def rest(self) -> None:
         """Sleep until the next batch may lock the store; a signal ends that."""
-        if self._released is None:
-            return
         now = time.monotonic()
         version, self._version = self._version, self._data_version()
         if version != self._version:
             self._company_until = now + COMPANY_SECONDS
-        rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
+        if self._released is None:
+            return
+        rest = choose_rest(self._locked, now - self._released, company=self.in_company())
         self._wait.interruption.sleep(self._pause + rest)
+
+    def in_company(self) -> bool:
+        """Whether another connection has committed lately."""
+        return time.monotonic() < self._company_until
 
     def note(self, locked: float) -> None:
         """Take note of a batch that has just ended and locked the store for so many seconds."""
@@ -974,7 +985,7 @@ def fill_store(
     store: sqlite3.Connection,
     reader: sqlite3.Connection,
     summary: Summary,
-    pause: float,
+    courtesy: Courtesy,
     wait: LockWait,
     on_batch: Callable[[Sequence[Plan]], None],
 ) -> None:
@@ -989,9 +1000,8 @@ def fill_store(
     if summary.survey is None:
         raise ValueError("the store has not been surveyed")
     tally = summary.tally
-    courtesy = Courtesy(store, pause, wait)
     batches = read_batches(reader, summary.survey, summary.batch_size, wait)
-    for batch in batches if reader is store else read_ahead(batches):
+    for batch in batches if reader is store else read_ahead(batches, courtesy.in_company):
         outcomes: list[Plan] = []
         wait.interruption.check()
         try:
@@ -1441,12 +1451,13 @@ def _backfill(options: Options, summary: Summary, console: Console, wait: LockWa
         if options.backup is not None and not options.dry_run:
             _back_up(store, options.db_path, options.backup, console.progress, wait)
         started = time.monotonic()
+        courtesy = Courtesy(store, options.pause, wait)
         try:
             console.progress.start("Counting", "audit_ids")
             summary.survey = survey_store(store, wait, console.progress.update)
             console.progress.clear()
             console.progress.start("Dry run" if options.dry_run else "Filling", "rows")
-            fill_store(store, reader, summary, options.pause, wait, console.show_batch)
+            fill_store(store, reader, summary, courtesy, wait, console.show_batch)
             console.progress.update(summary.to_fill, summary.to_fill)
         finally:
             summary.elapsed_seconds = time.monotonic() - started
