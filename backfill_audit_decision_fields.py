@@ -10,8 +10,9 @@ a column for each, `source_event_ts` and `supervisor_processed_at`. This script
 fills the ones that are NULL, batch by batch, on a store that stays in use. It
 writes nothing but those NULLs and can be stopped and run again at any moment.
 
-Reading order: the rules as data and the SQL; extraction; the store; one batch;
-the run; progress and report; the command line.
+The rules for the data are numbered here as in README_BACKFILL.md. Reading order:
+the rules as data and the SQL; extraction; what is written to a row; signals and
+locks; the store; one batch; the run; progress and report; the command line.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import shlex
 import shutil
 import signal
 import sqlite3
+import stat
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -483,11 +485,19 @@ class Survey(NamedTuple):
 
 def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connection:
     """Open an existing store; never creates a file. Raises StoreError or sqlite3.Error."""
-    if not path.exists():
-        raise StoreError(f"there is no file {printable(path)}: name the store with --db-path")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            f"there is no file {printable(path)}: name the store with --db-path"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{printable(path)} cannot be found ({error.strerror}): name the store with --db-path"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{printable(path)} is no file: name the store with --db-path")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise StoreError(f"{printable(path)} is empty, not a store: name the store with --db-path")
     if not os.access(path, os.R_OK):
         raise StoreError(f"{printable(path)} cannot be read: run as a user who may read the store")
@@ -590,6 +600,7 @@ def survey_store(
     pages = []
     first = lowest
     while first is not None and first <= highest:
+        wait.interruption.check()
         last, supervisors, open_rows = wait(
             lambda first=first: store.execute(SURVEY_PAGE, (first, highest, PAGE_ROWS)).fetchone()
         )
@@ -667,7 +678,10 @@ def _take_name(partial: Path, target: Path) -> None:
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        raise StoreError(f"{printable(target)} was made by somebody else meanwhile") from None
+        raise StoreError(
+            f"{printable(target)} was made by somebody else meanwhile: "
+            "name a new file with --backup"
+        ) from None
     partial.replace(target)
 
 
@@ -685,7 +699,7 @@ class _Refused(Exception):
 
 def read_batches(
     store: sqlite3.Connection, survey: Survey, batch_size: int, wait: LockWait
-) -> Iterator[list[Plan]]:
+) -> Generator[list[Plan], None, None]:
     """Yield the plans of all rows to fill, `batch_size` at a time, by ascending rowid.
 
     Payloads are read and parsed one by one, outside the write lock; no read is open
@@ -710,7 +724,7 @@ def read_batches(
 
 def read_ahead(
     batches: Iterator[list[Plan]], in_company: Callable[[], bool]
-) -> Iterator[list[Plan]]:
+) -> Generator[list[Plan], None, None]:
     """Yield the batches, the next one being read in a thread while one is out.
 
     SQLite writes a batch without Python's lock, so that the two go on side by side. In
@@ -831,7 +845,12 @@ def _fill_as_planned(cursor: sqlite3.Cursor, plan: Plan) -> bool:
 
 
 def _refuse(plan: Plan, reason: str) -> Plan:
-    return plan._replace(values=NOTHING, sources=NOTHING, left_null="refused", reason=reason)
+    return plan._replace(
+        values=NOTHING,
+        sources=NOTHING,
+        left_null="refused",
+        reason=f"refused by the database: {reason}",
+    )
 
 
 # --- The run ---------------------------------------------------------------------------
@@ -1001,21 +1020,24 @@ def fill_store(
         raise ValueError("the store has not been surveyed")
     tally = summary.tally
     batches = read_batches(reader, summary.survey, summary.batch_size, wait)
-    for batch in batches if reader is store else read_ahead(batches, courtesy.in_company):
-        outcomes: list[Plan] = []
-        wait.interruption.check()
-        try:
-            if summary.dry_run:
-                outcomes += batch
-            else:
-                courtesy.rest()
-                wait.interruption.check()
-                courtesy.note(backfill_batch(store, batch, wait, outcomes))
-            tally.batches += 1
-            tally.rows += len(batch)
-        finally:
-            tally.add(outcomes)
-            on_batch(outcomes)
+    if reader is not store:
+        batches = read_ahead(batches, courtesy.in_company)
+    with closing(batches):  # lets the thread end before its connection is closed
+        for batch in batches:
+            outcomes: list[Plan] = []
+            wait.interruption.check()
+            try:
+                if summary.dry_run:
+                    outcomes += batch
+                else:
+                    courtesy.rest()
+                    wait.interruption.check()
+                    courtesy.note(backfill_batch(store, batch, wait, outcomes))
+                tally.batches += 1
+                tally.rows += len(batch)
+            finally:
+                tally.add(outcomes)
+                on_batch(outcomes)
     summary.elsewhere = max(0, summary.to_fill - tally.filled - tally.left_null.total())
 
 
@@ -1391,8 +1413,11 @@ class Console:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage raises SystemExit(2)."""
     options = build_parser().parse_args(argv, namespace=Options())
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     summary = Summary(str(options.db_path), options.dry_run, options.batch_size)
     console = Console(options, summary, sys.stderr)

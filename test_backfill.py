@@ -6,6 +6,7 @@ Nothing but Python is needed. The stores are made in a temporary folder and remo
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import io
@@ -1069,6 +1070,17 @@ class OutputTest(StoreTest):
         self.assertEqual(process.wait(), 0)
         return written.decode()
 
+    def test_streams_that_are_closed_disturb_nothing(self) -> None:
+        for closed in (">&-", "2>&-", ">&- 2>&-"):
+            with self.subTest(closed):
+                self.path.unlink(missing_ok=True)
+                self.make([{}, {"payload": MALFORMED}])
+                command = f'"{sys.executable}" "{SCRIPT}" --db-path "{self.path}" {closed}'
+                process = subprocess.run(command, check=False, shell=True, capture_output=True)
+                self.assertEqual(process.returncode, 0, process.stderr)
+                self.assertNotIn(b"warning", process.stdout)
+                self.assertEqual(self.columns()[0], (EVENT, DONE))
+
     def test_output_that_nobody_reads_ends_without_a_traceback(self) -> None:
         self.make([{}])
         for stream in ("stdout", "stderr"):
@@ -1950,6 +1962,189 @@ class VerifyTest(StoreTest):
         found = self.verify()
         self.assertEqual(found.verdicts[2], "PASS", found.text)
         self.assertNotEqual(found.verdicts[5], "FAIL", found.text)
+
+
+# --- The documents ------------------------------------------------------------------------------
+
+DOCUMENTS = ["README.md", "README_BACKFILL.md", "QUICKSTART.md", "benchmarks/README.md"]
+
+
+class DocumentsTest(StoreTest):
+    """What the documents say is what the program does."""
+
+    def read(self, name: str) -> str:
+        return (HERE / name).read_text(encoding="utf-8")
+
+    def table(self, document: str, heading: str) -> list[list[str]]:
+        """The cells of the first table under a heading."""
+        section = self.read(document).partition(f"\n{heading}\n")[2]
+        rows = re.search(r"(?m)^\|.*\n\|[ -|]+\n((?:\|.*\n)+)", section)
+        assert rows is not None, heading
+        return [
+            [cell.strip() for cell in re.split(r" \| ", row.strip("| "))]
+            for row in rows[1].splitlines()
+        ]
+
+    def sample(self, document: str, title: str) -> str:
+        """The text of the sample that follows the comment `title`."""
+        found = re.search(
+            rf"<!-- {re.escape(title)} -->\n```text\n(.*?)```", self.read(document), re.S
+        )
+        assert found is not None, title
+        return found[1]
+
+    def demo(self, *options: str) -> str:
+        """What the tool prints on stdout for demo.db, made in this test's folder."""
+        if not (self.folder / "demo.db").exists():
+            sample_store.make_store(self.folder / "demo.db")
+        process = subprocess.run(
+            [sys.executable, SCRIPT, "--db-path", "demo.db", *options],
+            check=True, cwd=self.folder, capture_output=True, text=True,
+        )  # fmt: skip
+        return process.stdout
+
+    @staticmethod
+    def without_times(text: str) -> str:
+        return re.sub(r"in [\d.]+ s, [\d,]+ rows/s", "in … s, … rows/s", text)
+
+    def test_samples_are_what_the_program_prints(self) -> None:
+        self.assertTrue(
+            self.demo("--dry-run").startswith(
+                self.sample("QUICKSTART.md", "the dry run of demo.db")
+            )
+        )
+        self.assertEqual(
+            self.without_times(self.demo()),
+            self.without_times(self.sample("README.md", "the tool on demo.db")),
+        )
+        if SHELL is not None:
+            with VERIFY.open("rb") as script:
+                shell = subprocess.run(
+                    [SHELL, self.folder / "demo.db"], check=True, stdin=script, capture_output=True
+                )
+            self.assertTrue(
+                shell.stdout.decode().endswith(
+                    "\n" + self.sample("README.md", "the verification of demo.db")
+                )
+            )
+
+    def test_the_table_of_options_is_the_programs_own(self) -> None:
+        documented = self.table("README_BACKFILL.md", "## Options")
+        actual = []
+        for action in backfill.build_parser()._actions:
+            option = " ".join(filter(None, [action.option_strings[-1], action.metavar]))  # type: ignore[list-item]
+            help_text = re.sub(r" \(default .*\)", "", action.help or "")
+            plain = action.default is None or action.default in (True, "==SUPPRESS==")
+            default = "" if plain or action.nargs == 0 else action.default
+            if isinstance(default, float):
+                default = f"{default:g}"
+            actual.append([f"`{option}`", help_text, f"{default}"])
+        own_words = {"`--version`", "`--help`"}
+        self.assertEqual({row[0] for row in documented}, {row[0] for row in actual})
+        for option, meaning, default in actual:
+            with self.subTest(option):
+                if option not in own_words:
+                    row = next(row for row in documented if row[0] == option)
+                    self.assertEqual(row[1], meaning)
+                    self.assertEqual("".join(row[2:]).strip("`"), default)
+
+    def test_every_option_has_an_example_that_works(self) -> None:
+        section = (
+            self.read("README_BACKFILL.md").partition("## Options")[2].partition("**`--dry")[0]
+        )
+        examples = re.findall(r"(?m)^    (python3 backfill_audit_decision_fields.py .*)$", section)
+        sample_store.make_store(self.folder / "demo.db", rows=300)
+        shutil.copy(SCRIPT, self.folder)
+        for example in examples:
+            with self.subTest(example):
+                command = [sys.executable, *example.split()[1:]]
+                process = subprocess.run(command, check=False, cwd=self.folder, capture_output=True)
+                self.assertEqual(process.returncode, 0, process.stderr)
+        for action in backfill.build_parser()._actions:
+            self.assertIn(action.option_strings[-1], " ".join(examples))
+
+    def test_the_keys_of_the_json_summary_are_documented(self) -> None:
+        self.make([{}])
+        documented = [
+            row[0].strip("`") for row in self.table("README_BACKFILL.md", "## The JSON summary")
+        ]
+        self.assertEqual(documented, list(self.fill()))
+
+    def test_the_candidates_are_the_programs_own(self) -> None:
+        text = self.read("README_BACKFILL.md")
+        for column, names in backfill.FIELDS.items():
+            listed = ", ".join(f"`{name}`" for name in names)
+            self.assertIn(f"| `{column}` | payload {listed}, then the row's `created_at` |", text)
+
+    def test_each_example_of_a_rule_comes_out_as_it_says(self) -> None:
+        section = self.read("README_BACKFILL.md").partition("| rule | payload before |")[2]
+        examples = re.findall(r"(?m)^\| .+? \| `(.+)` \| → (.+), (.+) \|$", section)
+        self.assertEqual(len(examples), 9)
+        self.make({"payload": payload, "created_at": "2026-01-05T08:00:11Z"}
+                  for payload, _source, _processed in examples)  # fmt: skip
+        self.fill()
+        for (payload, *expected), columns in zip(examples, self.columns(), strict=True):
+            with self.subTest(payload):
+                self.assertEqual([f"`{value}`" if value else "NULL" for value in columns], expected)
+
+    def test_every_message_stands_in_the_program_and_every_advice_in_the_manual(self) -> None:
+        said = list(self.string_constants())
+        manual = self.read("README_BACKFILL.md").partition("\n## Messages\n")[2]
+        messages = re.findall(r"(?m)^\| `(.+?)` \|", manual)
+        self.assertGreater(len(messages), 20)
+        for message in messages:
+            pattern = ".*".join(
+                map(re.escape, message.removeprefix("audit_id …: … NULL: ").split("…"))
+            )
+            with self.subTest(message):
+                self.assertTrue(any(re.search(pattern, text) for text in said))
+        for advice in backfill.ADVICE.values():
+            self.assertIn(self.as_documented(advice), manual)
+
+    @staticmethod
+    def as_documented(text: str) -> str:
+        return text.replace("{options.busy_timeout:g}", "30")
+
+    def string_constants(self) -> Iterator[str]:
+        """Every string of the program, with … for what an f-string fills in."""
+        for node in ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "…"
+                    for part in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield self.as_documented(node.value)
+
+    def test_links_lead_somewhere(self) -> None:
+        for name in DOCUMENTS:
+            text = self.read(name)
+            for target in re.findall(r"\]\(([^)]+)\)", text):
+                with self.subTest(name, target=target):
+                    file, _, anchor = target.partition("#")
+                    path = (HERE / name).parent / file if file else HERE / name
+                    self.assertTrue(path.exists())
+                    if anchor:
+                        headings = re.findall(r"(?m)^#+ (.+)$", path.read_text(encoding="utf-8"))
+                        anchors = [
+                            re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
+                            for heading in headings
+                        ]
+                        self.assertIn(anchor, anchors)
+
+    def test_the_readme_has_the_two_commands_and_quotes_the_measured_tables(self) -> None:
+        readme, measured = self.read("README.md"), self.read("benchmarks/README.md")
+        for command in (
+            "python3 benchmarks/sample_store.py demo.db &&"
+            " python3 backfill_audit_decision_fields.py --db-path demo.db",
+            "python3 test_backfill.py",
+        ):
+            self.assertRegex(readme, rf"(?m)^    {re.escape(command)}$")
+        performance = readme.partition("\n## Performance\n")[2].partition("\n## ")[0]
+        rows = re.findall(r"(?m)^\|.*\|$", performance)
+        self.assertGreater(len(rows), 10)
+        for row in rows:
+            self.assertIn(row, measured)
 
 
 def hostile_rows(seed: int, count: int) -> Iterator[dict[str, object]]:

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ import backfill_audit_decision_fields as backfill  # noqa: E402
 
 TOOL = HERE.parent / "backfill_audit_decision_fields.py"
 WRITER = HERE / "writer.py"
+VERIFY = HERE.parent / "verify_backfill.sql"
 JOURNAL_MODES = ("wal", "delete")
 
 # What a user would type instead: fast, but without the rules for what is usable and for pairs.
@@ -297,8 +299,8 @@ def other_writers(bench: Bench, rows: int) -> list[dict[str, Any]]:
 def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
     """3b. How long a batch of a run without company holds the write lock."""
     table = []
-    for mode in JOURNAL_MODES:
-        bench.say(f"write lock: {mode}")
+    for mode, batch_size in itertools.product(JOURNAL_MODES, (100, 1000, 10_000)):
+        bench.say(f"write lock: {mode}, batches of {batch_size:,}")
         path = bench.store(rows, mode)
         held: list[float] = []
         note = backfill.Courtesy.note
@@ -307,20 +309,58 @@ def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
             held.append(locked)  # noqa: B023 - used up before the next round of the loop
             note(self, locked)  # noqa: B023
 
-        quiet = contextlib.redirect_stdout(io.StringIO())
-        silent = contextlib.redirect_stderr(io.StringIO())
-        with mock.patch.object(backfill.Courtesy, "note", noting), quiet, silent:
-            elapsed = seconds(lambda path=path: backfill.main(["--db-path", str(path)]))  # type: ignore[misc]
+        out = io.StringIO()
+        with (
+            mock.patch.object(backfill.Courtesy, "note", noting),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            backfill.main(["--db-path", str(path), "--batch-size", str(batch_size), "--json"])
+        summary = json.loads(out.getvalue())
         table.append(
             {
                 "journal": mode,
-                "batches": len(held),
+                "batch size": batch_size,
+                "rows/s": round(summary["rows_per_second"]),
                 "median ms": round(statistics.median(held) * 1000, 1),
                 "longest ms": round(max(held) * 1000, 1),
-                "share of the run": round(sum(held) / elapsed, 2),
+                "share of the run": round(sum(held) / summary["elapsed_seconds"], 2),
             }
         )
     return table
+
+
+def disk_use(bench: Bench, rows: int) -> list[dict[str, Any]]:
+    """6. What a run and the verification take: disk, WAL, and time."""
+    bench.say(f"disk use and verification: {rows:,} rows")
+    path = bench.store(rows)
+    wal = Path(f"{path}-wal")
+    before, largest = path.stat().st_size, 0
+    process = subprocess.Popen(
+        [sys.executable, TOOL, "--db-path", path, "--quiet"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            largest = max(largest, wal.stat().st_size)
+        time.sleep(0.005)
+    row = {
+        "rows": rows,
+        "store MB before": round(before / 1e6),
+        "store MB after": round(path.stat().st_size / 1e6),
+        "largest WAL MB": round(largest / 1e6),
+    }
+    if shutil.which("sqlite3"):
+        with VERIFY.open("rb") as script:
+            row["verification s"] = round(
+                seconds(
+                    lambda: subprocess.run(
+                        ["sqlite3", path], check=True, stdin=script, stdout=subprocess.DEVNULL
+                    )
+                )
+            )
+    return [row]
 
 
 def growth(bench: Bench, sizes: Sequence[int]) -> list[dict[str, Any]]:
@@ -426,6 +466,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "3b. How long a batch holds the write lock": lock_times(bench, middle),
             "4. Growth": growth(bench, sizes),
             "5. What it is for": lag_query(bench, large),
+            "6. Disk and verification": [
+                row for size in sizes[1:] for row in disk_use(bench, size)
+            ],
         }
     if args.json:
         print(json.dumps({"machine": machine(), "tables": tables}))
