@@ -2054,12 +2054,11 @@ class DocumentsTest(StoreTest):
         )
         examples = re.findall(r"(?m)^    (python3 backfill_audit_decision_fields.py .*)$", section)
         sample_store.make_store(self.folder / "demo.db", rows=300)
-        shutil.copy(SCRIPT, self.folder)
-        for example in examples:
-            with self.subTest(example):
-                command = [sys.executable, *example.split()[1:]]
-                process = subprocess.run(command, check=False, cwd=self.folder, capture_output=True)
-                self.assertEqual(process.returncode, 0, process.stderr)
+        with contextlib.chdir(self.folder):
+            for example in examples:
+                with self.subTest(example):
+                    result = run(*example.split()[2:])
+                    self.assertEqual(result.code, 0, result.err)
         for action in backfill.build_parser()._actions:
             self.assertIn(action.option_strings[-1], " ".join(examples))
 
