@@ -637,7 +637,7 @@ class RunTest(StoreTest):
         for mode in ("delete", "wal"):
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
-                sample_store.make_store(path, rows=3000, journal_mode=mode)
+                sample_store.make_store(path, rows=1500, journal_mode=mode)
                 before = path.read_bytes()
                 dry = run("--db-path", path, "--json", "--dry-run", "--batch-size", 70)
                 self.assertEqual(path.read_bytes(), before)
@@ -1117,7 +1117,7 @@ class HostileTest(StoreTest):
             ).fetchall()
 
     def test_nothing_raises_and_no_control_character_gets_out(self) -> None:
-        self.make_hostile(seed=11, count=3000)
+        self.make_hostile(seed=11, count=1500)
         before = self.columns()
         log_file = self.folder / "run.log"
         result = self.tool("--log-file", log_file)
@@ -1252,12 +1252,12 @@ class LiveTest(ProcessTest):
     """
 
     def test_a_killed_run_leaves_the_store_whole_and_the_next_goes_on(self) -> None:
-        kills = 24 if HEAVY else 3
+        kills = 24 if HEAVY else 2
         chance = random.Random(4)
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
-                sample_store.make_store(path, rows=3000, journal_mode=mode)
+                sample_store.make_store(path, rows=1500, journal_mode=mode)
                 before = self.columns(path)
                 expected = self.filled_without_a_break(path)
                 progress = []
@@ -1285,7 +1285,7 @@ class LiveTest(ProcessTest):
         ):
             with self.subTest(signum, times=times):
                 path = self.folder / f"{signum}-{times}.db"
-                sample_store.make_store(path, rows=3000)
+                sample_store.make_store(path, rows=1500)
                 expected = self.filled_without_a_break(path)
                 process = self.start("--batch-size", 50, "--pause", 0.02, path=path)
                 stood = sum(None not in pair for pair in self.columns(path))
@@ -1321,7 +1321,7 @@ class LiveTest(ProcessTest):
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
-                rows = 60_000 if HEAVY else 4000
+                rows = 60_000 if HEAVY else 2500
                 sample_store.make_store(path, rows=rows, journal_mode=mode)
                 with self.writers(2, path) as done:
                     result = self.finish(self.start(path=path))
@@ -1674,7 +1674,7 @@ class BackupTest(ProcessTest):
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
                 backup = self.folder / f"{mode}.backup"
-                sample_store.make_store(path, rows=3000, journal_mode=mode)
+                sample_store.make_store(path, rows=1500, journal_mode=mode)
                 before = self.columns(path)
                 with self.writers(1, path) as done:
                     result = self.finish(self.start("--backup", backup, path=path))
@@ -1997,11 +1997,8 @@ class DocumentsTest(StoreTest):
         """What the tool prints on stdout for demo.db, made in this test's folder."""
         if not (self.folder / "demo.db").exists():
             sample_store.make_store(self.folder / "demo.db")
-        process = subprocess.run(
-            [sys.executable, SCRIPT, "--db-path", "demo.db", *options],
-            check=True, cwd=self.folder, capture_output=True, text=True,
-        )  # fmt: skip
-        return process.stdout
+        with contextlib.chdir(self.folder):
+            return run("--db-path", "demo.db", *options).out
 
     @staticmethod
     def without_times(text: str) -> str:
