@@ -1431,11 +1431,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(format_report(summary))
             sys.stdout.flush()
     except OSError as error:
-        # Who read our output has gone, or its disk is full. Python would flush stdout
-        # once more at its end, and print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who read our output has gone, or its disk is full.
         with suppress(OSError):  # stderr may be what is gone: then nobody is left to tell
             console.say(f"error: the output cannot be written: {error.strerror}")
+        # Python flushes both once more at its end, and would complain or exit with 120.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return EXIT_FAILED
     return code
 
