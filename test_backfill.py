@@ -1257,7 +1257,7 @@ class LiveTest(ProcessTest):
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
-                sample_store.make_store(path, rows=1500, journal_mode=mode)
+                sample_store.make_store(path, rows=10_000 if HEAVY else 1500, journal_mode=mode)
                 before = self.columns(path)
                 expected = self.filled_without_a_break(path)
                 progress = []
