@@ -1281,7 +1281,10 @@ class Options(argparse.Namespace):
 def _path(text: str) -> Path:
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError("a path is needed")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} names no home folder here") from error
 
 
 def _batch_size(text: str) -> int:

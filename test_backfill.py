@@ -764,6 +764,7 @@ class UsageTest(StoreTest):
             (["--pause", "soon"], "--pause"),
             (["--db-path", ""], "--db-path: a path is needed"),
             (["--db-path"], "--db-path"),
+            (["--db-path", "~nobody-of-that-name/store.db"], "names no home folder here"),
             (["--dry"], "unrecognized arguments: --dry"),
             (["store.db"], "unrecognized arguments: store.db"),
         ):
