@@ -742,7 +742,17 @@ def read_ahead(
 
 
 def _read_plans(store: sqlite3.Connection, first: int, last: int, limit: int) -> list[Plan]:
-    return [plan_row(Row._make(row)) for row in store.execute(SELECT_ROWS, (first, last, limit))]
+    """Read and plan up to `limit` rows, with SQLite's own decoding where all text is UTF-8."""
+    page = (first, last, limit)
+    store.text_factory = str
+    try:
+        return [plan_row(Row._make(row)) for row in store.execute(SELECT_ROWS, page)]
+    except sqlite3.OperationalError as error:
+        if _code(error) is not None:  # an error of SQLite's, not of Python's decoding
+            raise
+    finally:
+        store.text_factory = decode_text
+    return [plan_row(Row._make(row)) for row in store.execute(SELECT_ROWS, page)]
 
 
 def backfill_batch(
