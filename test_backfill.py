@@ -2026,6 +2026,19 @@ class DocumentsTest(StoreTest):
                 )
             )
 
+    def test_the_line_of_progress_is_one_that_the_program_draws(self) -> None:
+        line = re.search(r"(?m)^    \[(#+)(-+)\] (Filling .*)$", self.read("README.md"))
+        assert line is not None
+        done, total = (
+            int(number.replace(",", ""))
+            for number in re.findall(r"([\d,]+)/([\d,]+) rows", line[3])[0]
+        )
+        self.assertEqual(len(line[1]), (len(line[1]) + len(line[2])) * done // total)
+        speed = re.search(r"([\d,]+) rows/s", line[3])
+        assert speed is not None
+        elapsed = done / int(speed[1].replace(",", ""))
+        self.assertEqual(line[3], backfill.format_progress("Filling", done, total, "rows", elapsed))
+
     def test_the_table_of_options_is_the_programs_own(self) -> None:
         documented = self.table("README_BACKFILL.md", "## Options")
         actual = []
