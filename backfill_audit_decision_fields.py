@@ -157,6 +157,7 @@ BACKUP_PAGES = 1000  # database pages that the backup copies between two looks a
 LOCK_SLICE = 0.1  # seconds that SQLite waits for a lock before we look at a signal
 LOCK_PAUSE = 0.005  # seconds until we ask again
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
+CHECKPOINT_SECONDS = 0.05  # of writing between two checkpoints: bounds the WAL, and the fsyncs
 COMPANY_SECONDS = 2.0  # for how long another writer counts as present
 # The share of the time that the write lock is left free.
 FREE_SHARE_ALONE = 0.2
@@ -516,6 +517,9 @@ def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connec
             # In WAL mode this cannot corrupt the file: a power cut may undo the last
             # batches, whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
+            # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
+            # write lock that it does not need; Courtesy does it between two batches.
+            store.execute("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
         store.close()
         raise
@@ -974,7 +978,10 @@ def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
 
 
 class Courtesy:
-    """Rests before a batch, as asked for and as other writers need it to get in."""
+    """Rests before a batch, as asked for and as other writers need it to get in.
+
+    A part of that time is spent on the checkpoints: they do not lock out writers.
+    """
 
     def __init__(self, store: sqlite3.Connection, pause: float, wait: LockWait) -> None:
         self._store = store
@@ -984,6 +991,7 @@ class Courtesy:
         self._company_until = 0.0
         self._locked = 0.0
         self._released: float | None = None
+        self._since_checkpoint = 0.0
 
     def _data_version(self) -> int:
         """A number that changes when another connection commits."""
@@ -998,7 +1006,11 @@ class Courtesy:
             self._company_until = now + COMPANY_SECONDS
         if self._released is None:
             return
-        rest = choose_rest(self._locked, now - self._released, company=self.in_company())
+        if self._since_checkpoint >= CHECKPOINT_SECONDS:
+            self._wait(_fetch_value, self._store, "PRAGMA wal_checkpoint(PASSIVE)")
+            self._since_checkpoint = 0.0
+        unlocked = time.monotonic() - self._released
+        rest = choose_rest(self._locked, unlocked, company=self.in_company())
         self._wait.interruption.sleep(self._pause + rest)
 
     def in_company(self) -> bool:
@@ -1008,6 +1020,7 @@ class Courtesy:
     def note(self, locked: float) -> None:
         """Take note of a batch that has just ended and locked the store for so many seconds."""
         self._locked, self._released = locked, time.monotonic()
+        self._since_checkpoint += locked
 
 
 def fill_store(

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import io
 import json
+import math
 import os
 import pty
 import random
@@ -1552,6 +1553,18 @@ class StorageTest(StoreTest):
         filled = sum(None not in pair for pair in self.columns()) - stood
         self.assertEqual(summary["filled"], filled)
         self.assertEqual(self.query("PRAGMA integrity_check"), [("ok",)])
+
+    def test_checkpoints_between_the_batches_keep_the_wal_small(self) -> None:
+        sizes = []
+        for often in (0.0, math.inf):
+            path = self.folder / f"{often}.db"
+            sample_store.make_store(path, rows=8000, journal_mode="wal")
+            other = self.connect(path)  # without it, the end of the run would remove the WAL
+            other.execute("SELECT count(*) FROM task_audits").fetchone()
+            with mock.patch.object(backfill, "CHECKPOINT_SECONDS", often):
+                self.assertEqual(run("--db-path", path, "--batch-size", 100).code, 0)
+            sizes.append(Path(f"{path}-wal").stat().st_size)
+        self.assertLess(sizes[0], sizes[1] / 2)
 
     @unittest.skipUnless(HEAVY and os.geteuid() == 0, "needs BACKFILL_HEAVY=1 and root")
     def test_a_disk_that_is_full(self) -> None:
