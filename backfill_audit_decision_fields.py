@@ -38,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO, TypeVar
@@ -260,24 +261,17 @@ def _read_payload(payload: object) -> dict[str, Any]:
 def _as_timestamp(value: object) -> str | None:
     """Return what is to be written for a candidate, None if it is not usable: rule 3."""
     if isinstance(value, str):
-        return value if value.isascii() and _is_iso(value) else None
+        # AgentOS's readers replace every Z, so it must not stand anywhere but at the end.
+        if not value.isascii() or "Z" in value[:-1]:
+            return None
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _from_epoch(value)
     return None
-
-
-def _is_iso(text: str) -> bool:
-    """Whether `text` is a timestamp to Python, and the same one to AgentOS's readers.
-
-    They replace every `Z`, so it must not stand anywhere but at the end.
-    """
-    if "Z" in text[:-1]:
-        return False
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _from_epoch(number: float) -> str | None:
@@ -307,17 +301,6 @@ def read_as_agentos(value: object) -> datetime | None:
 NOTHING = (None, None)
 
 
-class Row(NamedTuple):
-    """A row as SELECT_ROWS gives it. Text that is not UTF-8 arrives as bytes."""
-
-    audit_id: int
-    event_type: object
-    payload: object
-    created_at: object
-    source_event_ts: object
-    supervisor_processed_at: object
-
-
 class Plan(NamedTuple):
     """What is to be written to a row, later what was. Its pairs are in the order of FIELDS."""
 
@@ -338,12 +321,22 @@ class Plan(NamedTuple):
         ]
 
 
-def plan_row(row: Row) -> Plan:
-    """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5."""
-    found = extract_timestamps(row.payload, row.created_at)
-    standing = (row.source_event_ts, row.supervisor_processed_at)
+def plan_row(
+    audit_id: int,
+    event_type: object,
+    payload: object,
+    created_at: object,
+    source_event_ts: object,
+    supervisor_processed_at: object,
+) -> Plan:
+    """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
+
+    The row is given as SELECT_ROWS gives it; text that is not UTF-8 arrives as bytes.
+    """
+    found = extract_timestamps(payload, created_at)
+    standing = (source_event_ts, supervisor_processed_at)
     values = match_offsets(standing, (found["source_event_ts"], found["supervisor_processed_at"]))
-    plan = Plan(row.audit_id, row.event_type, standing, values, found.sources)
+    plan = Plan(audit_id, event_type, standing, values, found.sources)
     if None not in values:
         return plan
     plan = plan._replace(
@@ -750,13 +743,13 @@ def _read_plans(store: sqlite3.Connection, first: int, last: int, limit: int) ->
     page = (first, last, limit)
     store.text_factory = str
     try:
-        return [plan_row(Row._make(row)) for row in store.execute(SELECT_ROWS, page)]
+        return [plan_row(*row) for row in store.execute(SELECT_ROWS, page)]
     except sqlite3.OperationalError as error:
         if _code(error) is not None:  # an error of SQLite's, not of Python's decoding
             raise
     finally:
         store.text_factory = decode_text
-    return [plan_row(Row._make(row)) for row in store.execute(SELECT_ROWS, page)]
+    return [plan_row(*row) for row in store.execute(SELECT_ROWS, page)]
 
 
 def backfill_batch(
@@ -808,14 +801,19 @@ def backfill_batch(
 
 def _fill_at_once(cursor: sqlite3.Cursor, plans: Sequence[Plan]) -> bool:
     """Write plans many at a time; False if a row has changed, or is refused, and all is void."""
-    both_null = [plan for plan in plans if plan.standing == NOTHING != plan.values]
-    others = [plan for plan in plans if plan.standing != NOTHING]
+    both_null: list[object] = []  # audit_id and two values of each row
+    others = []
+    for plan in plans:
+        if plan.standing != NOTHING:
+            others.append(plan)
+        elif plan.values != NOTHING:
+            both_null += (plan.audit_id, *plan.values)
     try:
-        for start in range(0, len(both_null), ROWS_AT_ONCE):
-            some = both_null[start : start + ROWS_AT_ONCE]
-            sql = FILL_ROWS.format(", ".join(["(?, ?, ?)"] * len(some)))
-            values = [value for plan in some for value in (plan.audit_id, *plan.values)]
-            if cursor.execute(sql, values).rowcount != len(some):
+        for start in range(0, len(both_null), 3 * ROWS_AT_ONCE):
+            some = both_null[start : start + 3 * ROWS_AT_ONCE]
+            rows = len(some) // 3
+            sql = FILL_ROWS.format(", ".join(["(?, ?, ?)"] * rows))
+            if cursor.execute(sql, some).rowcount != rows:
                 return False
         return all(_fill_as_planned(cursor, plan) for plan in others)
     except sqlite3.Error as error:
@@ -846,7 +844,7 @@ def _fill_row(cursor: sqlite3.Cursor, plan: Plan) -> Plan | None:
     row = cursor.execute(SELECT_ROW, (plan.audit_id,)).fetchone()
     if row is None:
         return None
-    plan = plan_row(Row(*row))
+    plan = plan_row(*row)
     if _fill_as_planned(cursor, plan):
         return plan
     return _refuse(plan, "the update was ignored, by a trigger")
@@ -876,21 +874,28 @@ class Tally:
 
     batches: int = 0
     rows: int = 0
-    filled: int = 0
-    left_null: Counter[str] = field(default_factory=Counter)
-    source_pairs: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
+    # How often each Plan.left_null and Plan.sources came together.
+    kinds: Counter[tuple[str | None, tuple[str | None, str | None]]] = field(
+        default_factory=Counter
+    )
 
     def add(self, outcomes: Sequence[Plan]) -> None:
-        self.filled += sum(plan.left_null is None for plan in outcomes)
-        self.left_null.update(plan.left_null for plan in outcomes if plan.left_null is not None)
-        self.source_pairs.update(plan.sources for plan in outcomes)
+        self.kinds.update(map(attrgetter("left_null", "sources"), outcomes))
+
+    def count(self, left_null: str | None) -> int:
+        """How many rows stayed NULL for this reason; for None, how many were filled."""
+        return sum(number for (why, _), number in self.kinds.items() if why == left_null)
+
+    @property
+    def filled(self) -> int:
+        return self.count(None)
 
     def sources(self, column: str) -> dict[str, int]:
         """How many values of `column` were written from each field."""
         counts = dict.fromkeys((*FIELDS[column], FALLBACK), 0)
         at = list(FIELDS).index(column)
-        for pair, number in self.source_pairs.items():
-            if (source := pair[at]) is not None:
+        for (_, sources), number in self.kinds.items():
+            if (source := sources[at]) is not None:
                 counts[source] += number
         return counts
 
@@ -929,7 +934,7 @@ class Summary:
     @property
     def unreached(self) -> int:
         """Rows to fill that the run did not come to before it ended."""
-        return self.to_fill - self.filled - self.tally.left_null.total()
+        return self.to_fill - self.tally.kinds.total() - self.elsewhere
 
     @property
     def rows_per_second(self) -> float:
@@ -951,7 +956,7 @@ class Summary:
             "already_filled": self.already_filled,
             "to_fill": self.to_fill,
             "filled": self.filled,
-            "left_null": {reason: self.tally.left_null[reason] for reason in LEFT_NULL},
+            "left_null": {reason: self.tally.count(reason) for reason in LEFT_NULL},
             "sources": {column: self.tally.sources(column) for column in FIELDS},
             "coverage_before_pct": before,
             "coverage_after_pct": after,
@@ -1061,7 +1066,7 @@ def fill_store(
             finally:
                 tally.add(outcomes)
                 on_batch(outcomes)
-    summary.elsewhere = max(0, summary.to_fill - tally.filled - tally.left_null.total())
+    summary.elsewhere = max(0, summary.to_fill - tally.kinds.total())
 
 
 # --- Progress and report -------------------------------------------------------------
@@ -1189,7 +1194,7 @@ def format_report(summary: Summary) -> str:
         _figure("    would be filled" if dry_run else "    filled", summary.filled),
     ]
     lines += [
-        _figure(f"    left NULL, {reason}", tally.left_null[reason]) + f"  {meaning}"
+        _figure(f"    left NULL, {reason}", tally.count(reason)) + f"  {meaning}"
         for reason, meaning in LEFT_NULL.items()
     ]
     if summary.unreached:

@@ -176,7 +176,7 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
         ready = [
             (*plan.values, plan.audit_id)
             for row in store.execute(backfill.SELECT_ROWS, (1, rows, rows))
-            for plan in [backfill.plan_row(backfill.Row._make(row))]
+            for plan in [backfill.plan_row(*row)]
             if plan.values != backfill.NOTHING
         ]
 
