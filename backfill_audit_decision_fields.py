@@ -108,7 +108,13 @@ FILL_ROW = """
 """
 
 SELECT_ROOT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
-SELECT_COLUMNS = "SELECT name, pk FROM pragma_table_info(?)"
+SELECT_COLUMNS = "SELECT lower(name) FROM pragma_table_info(?)"
+# What makes audit_id the rowid: it alone is the key, and its type is this very word.
+SELECT_ROWID = """
+    SELECT lower(name) FROM pragma_table_info('task_audits')
+     WHERE pk AND upper(type) = 'INTEGER'
+       AND (SELECT count(*) FROM pragma_table_info('task_audits') WHERE pk) = 1
+"""
 
 # Why a row stays NULL: the keys of the summary, and what they mean.
 LEFT_NULL = {
@@ -134,6 +140,9 @@ ADVICE = {
     "an index, and only a backup mends a table",
     sqlite3.SQLITE_NOTADB: "it is not a SQLite database: name the store with --db-path",
 }
+OTHER_ADVICE = (
+    "SQLite gave up: run again, and if that does not help, look in the schema for what it names"
+)
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # A trigger or a constraint that refuses one row; other errors end the run.
 REFUSALS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
@@ -562,9 +571,10 @@ def check_schema(store: sqlite3.Connection) -> None:
             f"task_audits has no column {', '.join(missing)}: "
             "apply AgentOS's migration v21 (0.21.0) first"
         )
-    if not columns["audit_id"]:
+    if _fetch_value(store, SELECT_ROWID) != "audit_id":
         raise StoreError(
-            "task_audits.audit_id is not the primary key here: name an AgentOS store with --db-path"
+            "task_audits.audit_id is not the INTEGER PRIMARY KEY here: "
+            "name an AgentOS store with --db-path"
         )
 
 
@@ -573,9 +583,9 @@ def _is_real_table(store: sqlite3.Connection, name: str) -> bool:
     return bool(_fetch_value(store, SELECT_ROOT_PAGE, name))
 
 
-def _columns(store: sqlite3.Connection, table: str) -> dict[str, bool]:
-    """The columns of a table, in lower case, and whether each is its primary key."""
-    return {str(name).lower(): bool(key) for name, key in store.execute(SELECT_COLUMNS, (table,))}
+def _columns(store: sqlite3.Connection, table: str) -> set[str]:
+    """The columns of a table, in lower case."""
+    return {name for (name,) in store.execute(SELECT_COLUMNS, (table,))}
 
 
 def parse_version(text: object) -> tuple[int, ...] | None:
@@ -1570,9 +1580,7 @@ def explain(error: Exception, options: Options) -> str:
     if not isinstance(error, sqlite3.Error):
         return str(error)
     store = printable(options.db_path)
-    advice = ADVICE.get(_code(error) or sqlite3.SQLITE_ERROR)
-    if advice is None:
-        return f"{store}: {printable(error)}"
+    advice = ADVICE.get(_code(error) or sqlite3.SQLITE_ERROR, OTHER_ADVICE)
     return f"{store}: {advice.format(options=options)} ({printable(error)})"
 
 

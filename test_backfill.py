@@ -834,12 +834,23 @@ class BadStoreTest(StoreTest):
         )
         self.refuse("no column source_event_ts, supervisor_processed_at")
 
-    def test_a_table_without_a_rowid_of_its_own(self) -> None:
-        self.query(
-            "CREATE TABLE task_audits (audit_id INTEGER, event_type, payload, created_at,"
-            " source_event_ts, supervisor_processed_at)"
-        )
-        self.refuse("audit_id is not the primary key")
+    def test_a_table_whose_audit_id_is_not_the_rowid(self) -> None:
+        for key, constraint in (
+            ("INTEGER", ""),
+            ("TEXT PRIMARY KEY", ""),
+            ("INT PRIMARY KEY", ""),
+            ("INTEGER", ", PRIMARY KEY (audit_id, event_type)"),
+        ):
+            with self.subTest(key, constraint=constraint):
+                self.path.unlink(missing_ok=True)
+                self.query(
+                    f"CREATE TABLE task_audits (audit_id {key}, event_type, payload, created_at,"
+                    f" source_event_ts, supervisor_processed_at{constraint})"
+                )
+                self.query(
+                    "INSERT INTO task_audits VALUES ('a', 'SUPERVISOR_ERROR', '{}', 1, 2, 3)"
+                )
+                self.refuse("audit_id is not the INTEGER PRIMARY KEY")
 
     def test_a_view_or_a_virtual_table_by_that_name(self) -> None:
         columns = ("audit_id", "event_type", "payload", "created_at", *COLUMNS)
@@ -1635,6 +1646,23 @@ class StorageTest(StoreTest):
         self.query("REINDEX")
         self.assertEqual(self.columns()[:200], [(EVENT, DONE)] * 100 + [(None, None)] * 100)
 
+    def test_a_table_that_goes_away_in_the_middle(self) -> None:
+        self.make([{}] * 30)
+        other = self.connect()
+        write = backfill.backfill_batch
+
+        def rename_after(*arguments: Any) -> float:
+            locked = write(*arguments)
+            other.execute("ALTER TABLE task_audits RENAME TO elsewhere")
+            return locked
+
+        with mock.patch.object(backfill, "backfill_batch", rename_after):
+            result = self.tool("--json", "--batch-size", 10)
+        summary = self.check_failed(result, r"SQLite gave up: run again, .* \(no such table: task_")
+        self.assertEqual((summary["filled"], summary["batches"]), (10, 1))
+        other.execute("ALTER TABLE elsewhere RENAME TO task_audits")
+        self.assertEqual(self.fill()["filled"], 20)
+
     def test_a_file_or_folder_that_cannot_be_written(self) -> None:
         for what, words in (
             ("file", "cannot be written: run as a user who may write the store"),
@@ -2121,7 +2149,7 @@ class DocumentsTest(StoreTest):
             )
             with self.subTest(message):
                 self.assertTrue(any(re.search(pattern, text) for text in said))
-        for advice in backfill.ADVICE.values():
+        for advice in (*backfill.ADVICE.values(), backfill.OTHER_ADVICE):
             self.assertIn(self.as_documented(advice), manual)
 
     @staticmethod
