@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import importlib.metadata
 import io
 import itertools
 import json
@@ -238,7 +238,9 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
 
 def beside_sqlite_utils(bench: Bench, rows: int) -> list[dict[str, Any]]:
     """2b. The tool beside `sqlite-utils convert --multi`, where that is installed."""
-    if importlib.util.find_spec("sqlite_utils") is None:
+    try:
+        version = importlib.metadata.version("sqlite-utils")
+    except importlib.metadata.PackageNotFoundError:
         return []
     bench.say(f"sqlite-utils: {rows:,} rows")
     summary, _ = run_tool(bench.store(rows))
@@ -249,7 +251,7 @@ def beside_sqlite_utils(bench: Bench, rows: int) -> list[dict[str, Any]]:
     ours = summary["elapsed_seconds"]
     return [
         {"way": "the tool", "seconds": ours, "ratio": 1.0},
-        {"way": "sqlite-utils convert", "seconds": round(theirs, 2),
+        {"way": f"sqlite-utils {version} convert", "seconds": round(theirs, 2),
          "ratio": round(theirs / ours, 1)},
     ]  # fmt: skip
 
