@@ -106,6 +106,15 @@ FILL_ROW = """
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ? AND source_event_ts IS ? AND supervisor_processed_at IS ?
 """
+# The same for many rows whose columns are both NULL: {} takes a (?, ?, ?) for each row. The
+# plus keeps SQLite from looking for them by an index on a column, through all that are NULL.
+FILL_ROWS = """
+    UPDATE task_audits
+       SET source_event_ts = found.column2, supervisor_processed_at = found.column3
+      FROM (VALUES {}) AS found
+     WHERE audit_id = found.column1
+       AND +source_event_ts IS NULL AND +supervisor_processed_at IS NULL
+"""
 
 SELECT_ROOT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
 SELECT_COLUMNS = "SELECT lower(name) FROM pragma_table_info(?)"
@@ -147,32 +156,22 @@ LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # A trigger or a constraint that refuses one row; other errors end the run.
 REFUSALS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 
-# The same for many rows whose columns are both NULL: {} takes a (?, ?, ?) for each row. The
-# plus keeps SQLite from looking for them by an index on a column, through all that are NULL.
-FILL_ROWS = """
-    UPDATE task_audits
-       SET source_event_ts = found.column2, supervisor_processed_at = found.column3
-      FROM (VALUES {}) AS found
-     WHERE audit_id = found.column1
-       AND +source_event_ts IS NULL AND +supervisor_processed_at IS NULL
-"""
-
 DEFAULT_STORE = "~/.agentos/store.db"
 DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
 
 ROWS_AT_ONCE = 1000  # of one UPDATE: three values each, and SQLite takes 32,766
-BATCHES_AHEAD = 2  # that are read while one is written
+BATCHES_AHEAD = 2  # read in a thread while one is written
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 LOCK_SLICE = 0.1  # seconds that SQLite waits for a lock before we look at a signal
 LOCK_PAUSE = 0.005  # seconds until we ask again
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
-CHECKPOINT_SECONDS = 0.05  # of writing between two checkpoints: bounds the WAL, and the fsyncs
+CHECKPOINT_SECONDS = 0.02  # of writing between two checkpoints: bounds the WAL, and the fsyncs
 COMPANY_SECONDS = 2.0  # for how long another writer counts as present
 # The share of the time that the write lock is left free.
 FREE_SHARE_ALONE = 0.2
-FREE_SHARE_IN_COMPANY = 0.75
+FREE_SHARE_IN_COMPANY = 0.8
 
 PREVIEW_ROWS = 5
 TERMINAL_WARNINGS = 20

@@ -61,16 +61,19 @@ BARE_UPDATE = """
 PAIR_UPDATE = """
     UPDATE task_audits SET source_event_ts = ?, supervisor_processed_at = ? WHERE audit_id = ?
 """
-CONVERT = """
+# The same candidates for sqlite-utils, which hands over the payload alone, without created_at.
+CONVERT = f"""
 import json
 try:
     fields = json.loads(value)
 except (TypeError, ValueError):
-    fields = {}
+    fields = {{}}
 if not isinstance(fields, dict):
-    fields = {}
-return {"source_event_ts": str(fields.get("source_event_ts") or ""),
-        "supervisor_processed_at": str(fields.get("timestamp") or "")}
+    fields = {{}}
+return {{
+    column: next((str(fields[name]) for name in names if fields.get(name)), None)
+    for column, names in {backfill.FIELDS}.items()
+}}
 """
 
 # The 95th percentile of the decision lag, from the payloads and from the columns.
