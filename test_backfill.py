@@ -1319,6 +1319,23 @@ class LiveTest(ProcessTest):
                 self.assertEqual(run("--db-path", path, "--quiet").code, 0)
                 self.assertEqual(self.columns(path), expected)
 
+    def test_a_signal_while_a_large_batch_is_read_waits_for_no_more_than_a_page(self) -> None:
+        self.make([{}] * (3 * backfill.PAGE_ROWS))
+        read_plans = backfill._read_plans
+        pages: list[object] = []
+
+        def read_and_signal(*arguments: Any) -> Any:
+            pages.append(arguments)
+            signal.raise_signal(signal.SIGINT)
+            return read_plans(*arguments)
+
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        with mock.patch.object(backfill, "_read_plans", read_and_signal):
+            result = self.tool("--json", "--batch-size", 10 * backfill.PAGE_ROWS)
+        self.assertEqual((result.code, len(pages)), (130, 1))
+        self.assertEqual(result.summary["filled"], 0)
+        self.assertEqual(set(self.columns()), {(None, None)})
+
     def test_a_signal_ends_the_wait_for_a_lock(self) -> None:
         self.make([{}])
         other = self.connect()
