@@ -1017,7 +1017,10 @@ class Courtesy:
         return version
 
     def rest(self) -> None:
-        """Sleep until the next batch may lock the store; a signal ends that."""
+        """Checkpoint when it is time, then sleep until the next batch may lock the store.
+
+        A signal ends the sleep.
+        """
         now = time.monotonic()
         version, self._version = self._version, self._data_version()
         if version != self._version:
@@ -1054,7 +1057,7 @@ def fill_store(
     A dry run does the same without writing. Calls on_batch(outcomes) after each batch.
     Raises sqlite3.Error, or Interrupted between two batches.
 
-    `reader` reads the payloads: a connection of its own, which then reads a batch ahead,
+    `reader` reads the payloads: a connection of its own, which then reads ahead,
     or `store`, where a reader would stand in the way of a COMMIT (rollback journal).
     """
     if summary.survey is None:
