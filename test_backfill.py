@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "benchmarks")]
 
 import sample_store  # noqa: E402
+import writer  # noqa: E402
 
 import backfill_audit_decision_fields as backfill  # noqa: E402
 
@@ -1173,7 +1174,6 @@ class HostileTest(StoreTest):
 
 HEAVY = bool(os.environ.get("BACKFILL_HEAVY"))
 JOURNAL_MODES = ("wal", "delete")
-WRITER = HERE / "benchmarks" / "writer.py"
 # Runs a command and prints its peak resident memory in kB.
 MEASURE = """
 import resource, subprocess, sys
@@ -1240,22 +1240,11 @@ class ProcessTest(StoreTest):
     def writers(self, number: int, path: Path) -> Iterator[list[dict[str, Any]]]:
         """Let processes write to the store meanwhile; afterwards the list says what they did."""
         done: list[dict[str, Any]] = []
-        processes = [
-            subprocess.Popen(
-                [sys.executable, WRITER, path, "--seed", str(seed)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for seed in range(number)
-        ]
+        processes = [writer.start(path, seed) for seed in range(number)]
         try:
-            for process in processes:
-                assert process.stdout is not None
-                self.assertEqual(process.stdout.readline(), "ready\n")
             yield done
         finally:
-            done += [json.loads(process.communicate(timeout=30)[0]) for process in processes]
+            done += map(writer.finish, processes)
 
 
 class LiveTest(ProcessTest):
@@ -1359,11 +1348,11 @@ class LiveTest(ProcessTest):
                 self.assertEqual(result.summary["status"], "completed")
                 found = self.query(f"SELECT audit_id, {', '.join(COLUMNS)} FROM task_audits", path)
                 columns = {audit_id: (source, processed) for audit_id, source, processed in found}
-                for writer in done:
-                    self.assertEqual(writer["refused"], 0)
-                    self.assertTrue(writer["inserted"])
-                    self.assertLessEqual(set(writer["inserted"]), set(columns))
-                    for audit_id, column, value in writer["filled"]:
+                for theirs in done:
+                    self.assertEqual(theirs["refused"], 0)
+                    self.assertTrue(theirs["inserted"])
+                    self.assertLessEqual(set(theirs["inserted"]), set(columns))
+                    for audit_id, column, value in theirs["filled"]:
                         self.assertEqual(columns[audit_id][COLUMNS.index(column)], value)
                 for source, processed in columns.values():
                     if source is not None and processed is not None:

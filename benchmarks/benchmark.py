@@ -36,11 +36,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import sample_store  # noqa: E402
+import writer  # noqa: E402
 
 import backfill_audit_decision_fields as backfill  # noqa: E402
 
 TOOL = HERE.parent / "backfill_audit_decision_fields.py"
-WRITER = HERE / "writer.py"
 VERIFY = HERE.parent / "verify_backfill.sql"
 JOURNAL_MODES = ("wal", "delete")
 
@@ -271,21 +271,10 @@ def other_writers(bench: Bench, rows: int) -> list[dict[str, Any]]:
                 continue
             bench.say(f"other writers: {name}, {mode}")
             path = bench.store(rows, mode)
-            writers = [
-                subprocess.Popen(
-                    [sys.executable, WRITER, path, "--seed", str(seed)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                for seed in (1, 2)
-            ]
-            for writer in writers:
-                assert writer.stdout is not None
-                writer.stdout.readline()
+            writers = [writer.start(path, seed) for seed in (1, 2)]
             elapsed = seconds(lambda path=path, work=work: work(path))  # type: ignore[misc]
-            done = [json.loads(writer.communicate()[0]) for writer in writers]
-            waits = sorted(wait for writer in done for wait in writer["waits"])
+            done = [writer.finish(process) for process in writers]
+            waits = sorted(wait for their in done for wait in their["waits"])
             table.append(
                 {
                     "beside": name,
@@ -295,7 +284,7 @@ def other_writers(bench: Bench, rows: int) -> list[dict[str, Any]]:
                     "p50 ms": round(waits[len(waits) // 2], 1),
                     "p99 ms": round(waits[len(waits) * 99 // 100], 1),
                     "max ms": round(waits[-1], 1),
-                    "refused": sum(writer["refused"] for writer in done),
+                    "refused": sum(their["refused"] for their in done),
                 }
             )
     return table

@@ -17,9 +17,11 @@ import json
 import random
 import select
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 OWN_TIMEOUT = 5.0  # seconds, as sqlite3.connect() has it by default
@@ -31,6 +33,25 @@ FILL = {
     column: f"UPDATE task_audits SET {column} = ? WHERE audit_id = ? AND {column} IS NULL"
     for column in ("source_event_ts", "supervisor_processed_at")
 }
+
+
+def start(path: Path, seed: int) -> subprocess.Popen[str]:
+    """Start a writer as a process of its own; it is at work when this returns."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, path, "--seed", str(seed)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """End a writer that start() has started; return what it did."""
+    done: dict[str, Any] = json.loads(process.communicate(timeout=30)[0])
+    return done
 
 
 def write(path: str, seed: int) -> dict[str, Any]:
