@@ -1263,10 +1263,12 @@ class TerminalLog(logging.Handler):
             self._progress.clear()
             print(f"warning: {record.getMessage()}", file=self._stream, flush=True)
 
-    def say_how_many_more(self, where: str) -> None:
+    def say_how_many_more(self, log_file: Path | None) -> None:
+        """Print how many warnings were not shown, and where they are or could have been."""
         more = self._warnings - TERMINAL_WARNINGS
         if more > 0:
-            print(f"warning: and {more:,} more like these; {where}", file=self._stream)
+            where = f"{printable(log_file)} has" if log_file else "--log-file PATH keeps"
+            print(f"warning: and {more:,} more like these; {where} them all", file=self._stream)
 
 
 class FileLog(logging.Handler):
@@ -1448,10 +1450,10 @@ class Console:
         sys.stdout.flush()
         self._previewed = (self._previewed or 0) + len(outcomes)
 
-    def show_end(self, more_in: str) -> None:
+    def show_end(self, log_file: Path | None) -> None:
         """End the progress; say how many warnings and fall-backs there were."""
         self.progress.end()
-        self.warnings.say_how_many_more(more_in)
+        self.warnings.say_how_many_more(log_file)
         for column in FIELDS:
             if fell_back := self._summary.tally.sources(column)[FALLBACK]:
                 self.say(f"note: {fell_back:,} values of {column} come from {FALLBACK}")
@@ -1534,8 +1536,7 @@ def _backfill(options: Options, summary: Summary, console: Console, wait: LockWa
             console.progress.update(summary.to_fill, summary.to_fill)
         finally:
             summary.elapsed_seconds = time.monotonic() - started
-            where = options.log_file or "--log-file PATH keeps them all"
-            console.show_end(printable(where))
+            console.show_end(options.log_file)
 
 
 def _back_up(

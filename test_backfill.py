@@ -988,12 +988,12 @@ class OutputTest(StoreTest):
         log_file = self.folder / "run.log"
         result = self.tool("--log-file", log_file)
         self.assertEqual(len(re.findall(r"(?m)^warning: audit_id", result.err)), 20)
-        self.assertRegex(result.err, r"and 10 more like these; .*run\.log")
+        self.assertRegex(result.err, r"and 10 more like these; .*run\.log has them all\n")
         lines = log_file.read_text().splitlines()
         self.assertEqual(len(lines), 30)
         for audit_id, line in enumerate(lines, 1):
             self.assertRegex(line, rf"^\d{{4}}-\S+Z WARNING audit_id {audit_id}: .*not JSON")
-        self.assertIn("10 more like these; --log-file PATH", self.tool().err)
+        self.assertIn("10 more like these; --log-file PATH keeps them all\n", self.tool().err)
 
     def test_fall_backs_are_a_line_each_in_the_log_file_and_one_per_column_here(self) -> None:
         self.make([{"payload": "{}"}, {"payload": f'{{"timestamp": "{DONE}"}}'}, {}])
