@@ -11,44 +11,66 @@ fills the ones that are NULL, batch by batch, on a store that stays in use. It
 writes nothing but those NULLs and can be stopped and run again at any moment.
 
 The rules for the data are numbered here as in README_BACKFILL.md. Reading order:
-the rules as data and the SQL; extraction; what is written to a row; signals and
-locks; the store; one batch; the run; progress and report; the command line.
+the rules as data, with the SQL; extraction; what is written to a row; signals and
+locks; the store; one batch; the run; the screen; the command line.
 """
 
-from __future__ import annotations
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - who copies one file checks no metadata
+    sys.exit(
+        "backfill_audit_decision_fields.py needs Python 3.11 or later, and {} is {}.{}: "
+        "run it with a newer one".format(sys.executable, *sys.version_info)
+    )
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the script's own folder, which may be anybody's: import nothing from it
+
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main() listens
 
 import argparse
+import errno
 import io
+import itertools
 import json
-import logging
 import math
-import os
+import re
+import select
 import shlex
 import shutil
-import signal
-import sqlite3
 import stat
-import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-if sys.version_info < (3, 11):  # noqa: UP036 - who copies one file checks no metadata
-    sys.exit("backfill_audit_decision_fields.py needs Python 3.11 or later")
+try:
+    import sqlite3
+except ImportError:
+    sys.exit(
+        f"{sys.executable} was built without sqlite3: run this with another Python, "
+        "or build that one again with SQLite's headers installed"
+    )
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
-# The payload fields that each column is filled from; the first usable one wins,
+T = TypeVar("T")
+
+# --- The rules as data, with the SQL --------------------------------------------------
+
+# Rule 2: the payload fields that each column is filled from; the first usable one wins,
 # and after them the row's own created_at.
 FIELDS = {
     "source_event_ts": ("source_event_ts", "source_ts", "event_timestamp", "task_created_at"),
@@ -56,155 +78,277 @@ FIELDS = {
 }
 FALLBACK = "created_at"
 
-# JSON numbers are epoch seconds, or milliseconds from here up.
-MILLISECONDS_FROM = 1e11
-EPOCH = datetime(1970, 1, 1)
-EARLIEST_MS = (datetime(2000, 1, 1) - EPOCH) // timedelta(milliseconds=1)
-LATEST_MS = (datetime(2100, 1, 1) - EPOCH) // timedelta(milliseconds=1)
+# Rule 3: the spellings of a moment. The expressions know the days that exist, so that what
+# is usable does not depend on what this Python's fromisoformat() happens to take.
+WHITE_SPACE = " \t\r\n\v\f"
+_DAY = (
+    r"20\d\d-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
+    r"|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)"
+    r"|20(?:[02468][048]|[13579][26])-02-29"
+)
+_MINUTE = r"(?:[01]\d|2[0-3]):[0-5]\d"
+_OFFSET_HOURS = r"[+-](?:0\d|1[0-4])"
+AGENTOS_FORM = re.compile(
+    rf"(?:{_DAY})[T ]{_MINUTE}(?::[0-5]\d(?:\.\d{{1,9}})?)?(?:Z|{_OFFSET_HOURS}:[0-5]\d)?",
+    re.ASCII,
+)
+OTHER_FORMS = re.compile(
+    rf"({_DAY})[Tt ]({_MINUTE}(?::[0-5]\d(?:[.,]\d{{1,9}})?)?)"
+    rf"(?: ?([Zz]|UTC|{_OFFSET_HOURS}(?::?[0-5]\d)?))?",
+    re.ASCII,
+)
+NUMBER_AS_TEXT = re.compile(r"[1-9]\d{8,18}(?:\.\d+)?", re.ASCII)
 
-# raw_decode() of these is json.loads() without its search for blanks: a fifth faster.
-DECODER = json.JSONDecoder()
-LENIENT_DECODER = json.JSONDecoder(parse_int=float)
+EPOCH = datetime(1970, 1, 1)
+EARLIEST, LATEST = (
+    (datetime(year, 1, 1) - EPOCH) // timedelta(microseconds=1) for year in (2000, 2100)
+)
+# Epoch seconds, milli-, micro- and nanoseconds: what a number is multiplied with, then
+# divided by, to give microseconds. Of the years from 2000 to 2099 their ranges do not overlap.
+EPOCH_UNITS = ((1_000_000, 1), (1000, 1), (1, 1), (1, 1000))
+
+# Rule 4: a bound of our own. Python's differs from version to version, and some versions
+# crash at it where a thread's stack is small.
+MOST_LEVELS = 500
+LEVEL = {"[": 1, "{": 1, "]": -1, "}": -1}
+JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 JSON_BLANKS = " \t\n\r"
 
-MIGRATION = (0, 21)
-NEEDED_COLUMNS = ("audit_id", "event_type", "payload", FALLBACK, *FIELDS)
+# Why a row stays NULL, or what else is said of one: the keys of the summary, and the words.
+LEFT_NULL = {
+    "malformed_json": "the payload is not JSON",
+    "no_timestamp": "no usable timestamp, nor created_at",
+    "unreadable": "what stands in the other column is no text",
+    "refused": "the database refused the row",
+}
+SAID = {reason: f"left NULL: {words}" for reason, words in LEFT_NULL.items()} | {
+    column: f"with a field for {column} that is no timestamp and was passed over"
+    for column in FIELDS
+}
 
 SUPERVISOR = "event_type LIKE '%SUPERVISOR%'"
 HAS_NULL = "(source_event_ts IS NULL OR supervisor_processed_at IS NULL)"
+ROW = "audit_id, event_type, payload, created_at, source_event_ts, supervisor_processed_at"
 
-# Two subqueries, because SQLite answers a lone min() or max() without a scan.
+# NOT INDEXED: SQLite must walk the table itself, whatever indexes there are. And each page
+# is bounded by the rows it looks at, not by an audit_id: where ANALYZE once saw a table of
+# three rows, SQLite does not stop at an upper bound.
 SELECT_BOUNDS = """
-    SELECT (SELECT min(audit_id) FROM task_audits),
-           (SELECT max(audit_id) FROM task_audits)
+    SELECT (SELECT audit_id FROM task_audits NOT INDEXED ORDER BY audit_id LIMIT 1),
+           (SELECT audit_id FROM task_audits NOT INDEXED ORDER BY audit_id DESC LIMIT 1)
 """
-SURVEY_PAGE = f"""
-    SELECT max(audit_id), total(supervisor), total(supervisor AND has_null)
+COUNT_PAGE = f"""
+    SELECT count(*), max(audit_id), count(*) FILTER (WHERE supervisor),
+           count(*) FILTER (WHERE supervisor AND has_null)
       FROM (SELECT audit_id, {SUPERVISOR} AS supervisor, {HAS_NULL} AS has_null
-              FROM task_audits
-             WHERE audit_id BETWEEN ? AND ?
+              FROM task_audits NOT INDEXED
+             WHERE audit_id >= ?
              ORDER BY audit_id
              LIMIT ?)
+     WHERE audit_id <= ?
 """
-SELECT_ROWS = f"""
-    SELECT audit_id, event_type, payload, created_at, source_event_ts, supervisor_processed_at
-      FROM task_audits
-     WHERE audit_id BETWEEN ? AND ? AND {SUPERVISOR} AND {HAS_NULL}
+# Gives the open rows of a page and then, as a mark of its end, the next row whatever it is.
+READ_PAGE = f"""
+    SELECT audit_id, event_type, CASE WHEN audit_id <= :last THEN payload END, created_at,
+           source_event_ts, supervisor_processed_at
+      FROM task_audits NOT INDEXED
+     WHERE audit_id >= :first AND (audit_id > :last OR ({HAS_NULL} AND {SUPERVISOR}))
      ORDER BY audit_id
-     LIMIT ?
 """
-SELECT_ROW = f"""
-    SELECT audit_id, event_type, payload, created_at, source_event_ts, supervisor_processed_at
-      FROM task_audits
-     WHERE audit_id = ? AND {SUPERVISOR}
+READ_IDS = f"""
+    SELECT audit_id FROM task_audits NOT INDEXED
+     WHERE audit_id BETWEEN ? AND ? AND {HAS_NULL} AND {SUPERVISOR}
+     ORDER BY audit_id
 """
-# Fills the row only while its columns are as they were when it was read: the
-# offsets of a pair were brought together on that ground.
+# By the one audit_id: the only condition that is a search whatever ANALYZE once saw.
+READ_ROW = f"SELECT {ROW} FROM task_audits WHERE audit_id = ? AND {HAS_NULL} AND {SUPERVISOR}"
+# Rule 1, and a guard: a trigger of an earlier row can change a later one of the same batch.
 FILL_ROW = """
-    UPDATE task_audits
+    UPDATE {} task_audits
        SET source_event_ts = coalesce(source_event_ts, ?),
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ? AND source_event_ts IS ? AND supervisor_processed_at IS ?
 """
-# The same for many rows whose columns are both NULL: {} takes a (?, ?, ?) for each row. The
-# plus keeps SQLite from looking for them by an index on a column, through all that are NULL.
-FILL_ROWS = """
-    UPDATE task_audits
-       SET source_event_ts = found.column2, supervisor_processed_at = found.column3
-      FROM (VALUES {}) AS found
-     WHERE audit_id = found.column1
-       AND +source_event_ts IS NULL AND +supervisor_processed_at IS NULL
-"""
 
-SELECT_ROOT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
-SELECT_COLUMNS = "SELECT lower(name) FROM pragma_table_info(?)"
-# What makes audit_id the rowid: it alone is the key, and its type is this very word.
-SELECT_ROWID = """
-    SELECT lower(name) FROM pragma_table_info('task_audits')
-     WHERE pk AND upper(type) = 'INTEGER'
-       AND (SELECT count(*) FROM pragma_table_info('task_audits') WHERE pk) = 1
-"""
+SELECT_SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
+SELECT_TRIGGERS = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = ?"
+SELECT_COLUMNS = "SELECT lower(name), hidden > 1 FROM pragma_table_xinfo(?)"
+# What the plan says only where audit_id is the rowid, in a table with pages of its own.
+BY_ROWID = "USING INTEGER PRIMARY KEY (rowid=?)"
 
-# Why a row stays NULL: the keys of the summary, and what they mean.
-LEFT_NULL = {
-    "malformed_json": "the payload is not JSON",
-    "no_timestamp": "no usable timestamp, nor created_at",
-    "refused": "the database refused the row",
-}
+MIGRATION = (0, 21)
+VERSION = re.compile(r"\s*v?(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
+NEEDED_COLUMNS = ("audit_id", "event_type", "payload", FALLBACK, *FIELDS)
 
-# What to do about an error of SQLite, by its primary result code.
-LOCKED_ADVICE = (
-    "another process held its lock for over {options.busy_timeout:g} s: "
-    "try again, or wait longer with --busy-timeout"
-)
-ADVICE = {
-    sqlite3.SQLITE_BUSY: LOCKED_ADVICE,
-    sqlite3.SQLITE_LOCKED: LOCKED_ADVICE,
-    sqlite3.SQLITE_FULL: "the disk or the store is full: make room, then run again",
-    sqlite3.SQLITE_READONLY: "it cannot be written: check the permissions of file and folder",
-    sqlite3.SQLITE_CANTOPEN: "it, or its journal beside it, cannot be opened: "
-    "check the permissions of file and folder",
-    sqlite3.SQLITE_IOERR: "reading or writing it failed: check the disk, then run again",
-    sqlite3.SQLITE_CORRUPT: "it is damaged: PRAGMA integrity_check says where, REINDEX mends "
-    "an index, and only a backup mends a table",
-    sqlite3.SQLITE_NOTADB: "it is not a SQLite database: name the store with --db-path",
-}
-OTHER_ADVICE = (
-    "SQLite gave up: run again, and if that does not help, look in the schema for what it names"
-)
-LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-# A trigger or a constraint that refuses one row; other errors end the run.
-REFUSALS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
-
+# Where AgentOS's releases keep their audits: variables that name the file, and paths.
 DEFAULT_STORE = "~/.agentos/store.db"
+STORE_VARIABLES = ("OCTOPUSOS_DB_PATH", "SQLITE_PATH", "AGENTOS_DB_PATH")
+STORE_PLACES = (
+    "~/.octopusos/store/octopusos/db.sqlite",
+    "~/.agentos/store/agentos/db.sqlite",
+    "store/registry.sqlite",
+)
+COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite's own files beside a store
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK = re.compile(rb"nfs4?|cifs|smb3?|9p|virtiofs|fuse\..*")
+VERIFICATION = "verify_backfill.sql"
+LONGEST_PATH = 504  # bytes that SQLite takes
+
+# What an error means and what to do about it: by SQLite's extended code, then by its primary
+# one, whose name is the first two words.
+DAMAGED = (
+    "it is damaged: PRAGMA integrity_check says where, REINDEX mends an index, and only a backup "
+    "mends a table (a copy of a WAL store needs its -wal)"
+)
+NO_SHARED_MEMORY = (
+    "its file system gives no shared memory, which WAL mode needs: run where the agents run, "
+    "on a local disk"
+)
+NO_LOCKS = (
+    "its file system has no locks that work: run where the agents run, on the same mount as they"
+)
+READ_ONLY_PLACE = (
+    "it is a WAL store in a place that cannot be written: copy all its files, with -wal, "
+    "and look at the copy"
+)
+NO_ROOM = "the disk has no room, or no inodes, left (df and df -i tell): make room, then run again"
+NO_MEMORY = "there is not enough memory: end something else, then run again"
+CAUSES = {
+    "SQLITE_BUSY": "another process held its lock for over {timeout:g} s: "
+    "run again, or wait longer with --busy-timeout",
+    "SQLITE_FULL": "the disk or the store is full: make room, then run again",
+    "SQLITE_READONLY": "it cannot be written: run as a user who may write the file and its folder",
+    "SQLITE_READONLY_DBMOVED": "it was moved or replaced during the run: "
+    "run again on the file that the agents use",
+    "SQLITE_READONLY_ROLLBACK": "a process that was killed left its journal: a run without "
+    "--dry-run, or opening the store once, puts it in order",
+    "SQLITE_READONLY_DIRECTORY": "its folder, where SQLite keeps the journal, cannot be written: "
+    "run as a user who may write it",
+    "SQLITE_READONLY_RECOVERY": READ_ONLY_PLACE,
+    "SQLITE_READONLY_CANTINIT": READ_ONLY_PLACE,
+    "SQLITE_READONLY_CANTLOCK": READ_ONLY_PLACE,
+    "SQLITE_CANTOPEN": "it, or its -wal, -shm or journal beside it, cannot be opened: check the "
+    "permissions of file and folder; of a read-only WAL store copy all files, and look at the copy",
+    "SQLITE_IOERR": "reading or writing it failed: look for the disk in the system's log, "
+    "then run again",
+    "SQLITE_IOERR_WRITE": "a write failed though the disk has room: look for a quota, a limit of "
+    "file sizes (ulimit -f) and the disk's errors, then run again",
+    "SQLITE_IOERR_SHMOPEN": NO_SHARED_MEMORY,
+    "SQLITE_IOERR_SHMSIZE": NO_SHARED_MEMORY,
+    "SQLITE_IOERR_SHMMAP": NO_SHARED_MEMORY,
+    "SQLITE_IOERR_SHMLOCK": NO_SHARED_MEMORY,
+    "SQLITE_IOERR_LOCK": NO_LOCKS,
+    "SQLITE_IOERR_RDLOCK": NO_LOCKS,
+    "SQLITE_IOERR_UNLOCK": NO_LOCKS,
+    "SQLITE_IOERR_CHECKRESERVEDLOCK": NO_LOCKS,
+    "SQLITE_IOERR_NOMEM": NO_MEMORY,
+    "SQLITE_PROTOCOL": NO_LOCKS,
+    "SQLITE_NOMEM": NO_MEMORY,
+    "SQLITE_CORRUPT": DAMAGED,
+    "SQLITE_CORRUPT_INDEX": "an index is damaged: REINDEX mends it, then run again",
+    "SQLITE_CORRUPT_VTAB": "a search index (a virtual table) is out of step with its table: "
+    "INSERT INTO name(name) VALUES('rebuild') mends it, then run again",
+    "SQLITE_NOTADB": "it is not a SQLite database, or is encrypted: name the store with --db-path",
+    "SQLITE_ERROR": "SQLite gave up: run again, and if that does not help, look in the schema for "
+    "what it names",
+}
+CAUSES["SQLITE_LOCKED"] = CAUSES["SQLITE_BUSY"]
+# The same by the first words of the message, which says more than the code.
+MISSING = ("no such", "unknown function")
+CAUSES_BY_WORDS = {
+    MISSING: "something that filling a row needs, perhaps for a trigger or an index, is not "
+    "there: run where it is loaded, or mend the schema, or wait for a migration to end",
+    ("malformed database schema", "unsupported file format"): "this Python's SQLite "
+    f"{sqlite3.sqlite_version} cannot read its schema: use a Python with a newer SQLite",
+}
+# And by what the system says when it is asked to open the file, or to make one beside it.
+CAUSES_BY_ERRNO = {
+    errno.EACCES: "{what} cannot be {done} by this user: run as a user who may",
+    errno.EPERM: "{what} is immutable (lsattr tells): lift that, then run again",
+    errno.EROFS: "its file system is mounted read-only: run where it can be written",
+    errno.EMFILE: "no file descriptors are left: raise ulimit -n, then run again",
+    errno.ENFILE: "no file descriptors are left on this machine: end something, then run again",
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: "the disk quota is used up: make room, then run again",
+    errno.ENOENT: "it was moved away during the run: run again on the file that the agents use",
+}
+PATH_TOO_LONG = (
+    f"its path has more than the {504} bytes that SQLite takes: mount or link its folder "
+    "under a shorter one"
+)
+# Primary codes: where to ask the system; what is nobody's row but the store's or the machine's.
+ASK_SYSTEM = {
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+}
+LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+NOBODYS_ROW = {
+    *ASK_SYSTEM,
+    *LOCKED,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PROTOCOL,
+}
+
 DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
-
-ROWS_AT_ONCE = 1000  # of one UPDATE: three values each, and SQLite takes 32,766
-BATCHES_AHEAD = 2  # read in a thread while one is written
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
-LOCK_SLICE = 0.1  # seconds that SQLite waits for a lock before we look at a signal
-LOCK_PAUSE = 0.005  # seconds until we ask again
+
+LOCK_SLICES = (0.1, 0.1, 0.2, 0.5, 1.0)  # seconds that SQLite waits for a lock, each time longer:
+# it keeps new readers out meanwhile, to get a turn where they leave no gap
+LOCK_PAUSE = 0.4  # seconds between two slices, in which others have their turn
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
-CHECKPOINT_SECONDS = 0.02  # of writing between two checkpoints: bounds the WAL, and the fsyncs
+LONGEST_REST = 2.0  # seconds, beside --pause
 COMPANY_SECONDS = 2.0  # for how long another writer counts as present
 # The share of the time that the write lock is left free.
 FREE_SHARE_ALONE = 0.2
 FREE_SHARE_IN_COMPANY = 0.8
+CHECKPOINT_SECONDS = 0.1  # of writing between two checkpoints: bounds the WAL, and the fsyncs
+HELD_UP_BYTES = 16_000_000  # of a -wal that another process's read keeps from being used again
 
-PREVIEW_ROWS = 5
-TERMINAL_WARNINGS = 20
+EXAMPLES = 3  # rows on the terminal for each reason
+PREVIEW_KINDS = 10
 REDRAW_SECONDS = 0.1  # of the progress line on a terminal
 PLAIN_SECONDS = 5.0  # between progress lines elsewhere
-BAR_WIDTH = 20
+BAR_WIDTH = 10
+# What a line of progress loses where the terminal is too narrow, in this order.
+DISPENSABLE = ("rate", "bar", "label", "count", "left")
 LABEL_WIDTH = 29
 FIGURE_WIDTH = 12
 COLUMN_WIDTH = max(map(len, FIELDS))
+CUT = 200  # characters of a stranger's text that are shown
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTS = ("SIGHUP", "SIGINT", "SIGTERM")
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_SIGNAL = 128
 
-T = TypeVar("T")
 
-log = logging.getLogger("backfill")
-
-
-# --- Extraction: what a row's timestamps are, by the payload ------------------
+# --- Extraction: what a row's timestamps are, by the payload ------------------------------
 
 
-class Timestamps(dict[str, "str | None"]):
+Pair = tuple[str | None, str | None]  # one for each column, in the order of FIELDS
+NOTHING = (None, None)
+
+
+class Timestamps(dict[str, str | None]):
     """The value found for each column, None where nothing usable was found.
 
-    `sources` names the fields that the values came from, in the same order.
-    `malformed` says what is wrong with a payload that is not JSON, and is None for
-    every other payload.
+    Beside it, pairs in the order of the columns: `sources` names the field that each value
+    came from, `passed_over` the first field that was there and unusable, and `unusable` has
+    that field's text. `malformed` says what is wrong with a payload that is not JSON, else
+    it is None.
     """
 
-    __slots__ = ("malformed", "sources")
-    sources: tuple[str | None, str | None]
+    __slots__ = ("malformed", "passed_over", "sources", "unusable")
+    sources: Pair
+    passed_over: Pair
+    unusable: Pair
     malformed: str | None
 
 
@@ -220,317 +364,456 @@ def extract_timestamps(payload: object, created_at: object) -> Timestamps:
     found.malformed = None
     try:
         fields = _read_payload(payload)
-    except (ValueError, RecursionError) as error:
-        found.malformed = _what_is_wrong(error)
+    except ValueError as error:
+        found.malformed = str(error)
         fields, created_at = {}, None
-    names = []
-    for column, candidates in FIELDS.items():
-        found[column], name = _first_usable(fields, candidates, created_at)
-        names.append(name)
-    found.sources = (names[0], names[1])
+    (first, names), (second, other_names) = FIELDS.items()
+    found[first], source, passed, text = _first_usable(fields, names, created_at)
+    found[second], other_source, other, other_text = _first_usable(fields, other_names, created_at)
+    found.sources = (source, other_source)
+    found.passed_over = (passed, other)
+    found.unusable = (text, other_text)
     return found
 
 
 def _first_usable(
-    fields: dict[str, Any], names: Sequence[str], created_at: object
-) -> tuple[str | None, str | None]:
-    """Return the first usable candidate's value and name, None twice if there is none."""
+    fields: dict[str, Any], names: Iterable[str], created_at: object
+) -> tuple[str | None, str | None, str | None, str | None]:
+    """Return the first usable candidate's value and name, and the field passed over for it."""
+    passed = text = None
     for name in names:
         candidate = fields.get(name)
-        if candidate is not None and (value := _as_timestamp(candidate)) is not None:
-            return value, name
-    value = _as_timestamp(created_at)
-    return value, None if value is None else FALLBACK
+        if candidate is not None:
+            if (value := as_timestamp(candidate)) is not None:
+                return value, name, passed, text
+            if passed is None:
+                passed, text = name, json.dumps(candidate, ensure_ascii=False)[: CUT + 1]
+    value = as_timestamp(created_at)
+    return value, None if value is None else FALLBACK, passed, text
 
 
-def _what_is_wrong(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} (character {error.pos})"
-    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+def _whole_number(text: str) -> float:
+    """Read a JSON integer; one with more digits than any timestamp has as the nearest float."""
+    return int(text) if len(text) < 20 else float(text)
+
+
+# raw_decode() of this is json.loads() without its search for blanks: a fifth faster.
+DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 
 def _read_payload(payload: object) -> dict[str, Any]:
-    """Return the payload's fields; raise ValueError or RecursionError if it is not JSON."""
+    """Return the payload's fields, rule 4; raise ValueError, in words, if it is not JSON."""
     if isinstance(payload, bytes):
-        payload = payload.decode()
-    if not isinstance(payload, str) or not payload.strip():
+        try:
+            payload = payload.decode()
+        except UnicodeDecodeError:
+            raise ValueError(
+                "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"
+            ) from None
+    if not isinstance(payload, str) or not payload.strip(WHITE_SPACE):
         return {}
     text = payload.strip(JSON_BLANKS)
+    if text.count("{") + text.count("[") > MOST_LEVELS and _levels(text) > MOST_LEVELS:
+        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
     try:
         content, end = DECODER.raw_decode(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # sound JSON, but an integer has more digits than Python converts
-        content, end = LENIENT_DECODER.raw_decode(text)
+    except json.JSONDecodeError as error:
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte-order mark") from None
+        raise ValueError(f"{error.msg} (character {error.pos})") from None
     if end < len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
+        raise ValueError(f"Extra data (character {end})")
     return content if isinstance(content, dict) else {}
 
 
-def _as_timestamp(value: object) -> str | None:
+def _levels(text: str) -> int:
+    """How deep JSON is nested; brackets inside of strings do not count."""
+    outside = JSON_STRING.sub("", text)
+    return max(itertools.accumulate(LEVEL.get(char, 0) for char in outside))
+
+
+def as_timestamp(value: object) -> str | None:
     """Return what is to be written for a candidate, None if it is not usable: rule 3."""
     if isinstance(value, str):
-        # AgentOS's readers replace every Z, so it must not stand anywhere but at the end.
-        if not value.isascii() or "Z" in value[:-1]:
-            return None
-        try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            return None
-        return value
+        return value if AGENTOS_FORM.fullmatch(value) else _from_other_forms(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _from_epoch(value)
     return None
 
 
+def _from_other_forms(text: str) -> str | None:
+    """Write other writers' spellings, and text that is a number, in AgentOS's form."""
+    text = text.strip(WHITE_SPACE)
+    if NUMBER_AS_TEXT.fullmatch(text):
+        return _from_epoch(float(text) if "." in text else int(text))
+    match = OTHER_FORMS.fullmatch(text)
+    if match is None:
+        return None
+    day, clock, offset = match.groups(default="")
+    if offset in ("z", "UTC"):
+        offset = "Z"
+    elif offset not in ("", "Z"):
+        offset = f"{offset[:3]}:{offset[-2:] if len(offset) > 3 else '00'}"
+    return f"{day}T{clock.replace(',', '.')}{offset}"
+
+
 def _from_epoch(number: float) -> str | None:
-    """Write epoch seconds or milliseconds as ISO-8601, None outside the years 2000 to 2100."""
-    if not 0 < number < 2 * LATEST_MS:  # also keeps NaN and infinity from round()
+    """Write an epoch of the years 2000 to 2099 as ISO-8601, to the nearest microsecond."""
+    if not 0 < number < 2**63:  # also keeps out NaN and infinity
         return None
-    milliseconds = round(number if number >= MILLISECONDS_FROM else number * 1000)
-    if not EARLIEST_MS <= milliseconds < LATEST_MS:
-        return None
-    moment = EPOCH + timedelta(milliseconds=milliseconds)
-    return moment.isoformat(timespec="milliseconds") + "Z"
+    numerator, denominator = number.as_integer_ratio()
+    for factor, divisor in EPOCH_UNITS:
+        microseconds = _divide(numerator * factor, denominator * divisor)
+        if EARLIEST <= microseconds < LATEST:
+            moment = EPOCH + timedelta(microseconds=microseconds)
+            return moment.isoformat(timespec="microseconds") + "Z"
+    return None
 
 
-def read_as_agentos(value: object) -> datetime | None:
-    """Parse a column's value the way AgentOS's own readers do, None where they cannot."""
-    if not isinstance(value, str):
-        return None
-    try:
-        return datetime.fromisoformat(value.replace("Z", "+00:00"))
-    except ValueError:
-        return None
+def _divide(numerator: int, denominator: int) -> int:
+    """Divide and round to the nearest integer, halves to even; exact, as floats are not."""
+    whole, rest = divmod(numerator, denominator)
+    return whole + (2 * rest + whole % 2 > denominator)
 
 
-# --- Rows: what is to be written to one ----------------------------------------
+# --- Rows: what is to be written to one ----------------------------------------------------
 
 
-NOTHING = (None, None)
+class Kind(NamedTuple):
+    """What a row is counted by. Pairs are in the order of FIELDS."""
+
+    sources: Pair  # the fields that values are written from
+    passed_over: Pair  # the fields that were there and unusable, where a value is written
+    left_null: str | None  # a key of LEFT_NULL where a column stays NULL
 
 
 class Plan(NamedTuple):
-    """What is to be written to a row, later what was. Its pairs are in the order of FIELDS."""
+    """What is to be written to a row, later what was. Pairs are in the order of FIELDS."""
 
     audit_id: int
     event_type: object
+    created_at: object
     standing: tuple[object, object]  # what the columns held when the row was read
-    values: tuple[str | None, str | None]  # to write; None where nothing is to be written
-    sources: tuple[str | None, str | None]  # the fields that `values` came from
-    left_null: str | None = None  # a key of LEFT_NULL where a column stays NULL
-    reason: str | None = None  # the same in words
-
-    def columns_from(self, source: str | None) -> list[str]:
-        """The columns that are written from field `source`; for None, those left NULL."""
-        return [
-            column
-            for column, stood, name in zip(FIELDS, self.standing, self.sources, strict=True)
-            if stood is None and name == source
-        ]
+    values: Pair  # to write; None where nothing is to be written
+    kind: Kind
+    unusable: Pair  # the texts of the fields in kind.passed_over
+    reason: str | None  # more words for kind.left_null
+    seen: int  # the store's data_version before the row was read
 
 
-def plan_row(
-    audit_id: int,
-    event_type: object,
-    payload: object,
-    created_at: object,
-    source_event_ts: object,
-    supervisor_processed_at: object,
-) -> Plan:
+def plan_row(row: Sequence[Any], seen: int) -> Plan:
     """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
 
-    The row is given as SELECT_ROWS gives it; text that is not UTF-8 arrives as bytes.
+    `row` has the columns of ROW, at least one NULL, and bytes for text that is not UTF-8;
+    `seen` is the store's data_version from before it was read.
     """
+    audit_id, event_type, payload, created_at, first, second = row
+    standing = (first, second)
+    stood = first if second is None else second
     found = extract_timestamps(payload, created_at)
-    standing = (source_event_ts, supervisor_processed_at)
-    values = match_offsets(standing, (found["source_event_ts"], found["supervisor_processed_at"]))
-    plan = Plan(audit_id, event_type, standing, values, found.sources)
-    if None not in values:
-        return plan
-    plan = plan._replace(
-        sources=(
-            None if values[0] is None else found.sources[0],
-            None if values[1] is None else found.sources[1],
+    values: Pair = NOTHING
+    left_null, reason = None, found.malformed
+    if reason is not None:
+        left_null = "malformed_json"
+    elif stood is not None and not isinstance(stood, str):
+        left_null, reason = "unreadable", "a BLOB, a number, or text that is not UTF-8"
+    else:
+        values = match_offsets(
+            standing, (found["source_event_ts"], found["supervisor_processed_at"])
         )
-    )
-    if not plan.columns_from(None):
-        return plan
-    if found.malformed is not None:
-        return plan._replace(
-            left_null="malformed_json", reason=f"payload is not JSON: {found.malformed}"
+        if None in values and (stood is None or values == NOTHING):
+            left_null = "no_timestamp"
+    sources, passed_over, unusable = found.sources, found.passed_over, found.unusable
+    if None in values:  # nothing is said of a column that is not written
+        sources, passed_over, unusable = (
+            _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
-    return plan._replace(left_null="no_timestamp", reason="no usable timestamp")
+    kind = Kind(sources, passed_over, left_null)
+    return Plan(audit_id, event_type, created_at, standing, values, kind, unusable, reason, seen)
 
 
-def match_offsets(
-    standing: tuple[object, object], found: tuple[str | None, str | None]
-) -> tuple[str | None, str | None]:
+def _where_written(values: Pair, pair: Pair) -> Pair:
+    return (pair[0] if values[0] is not None else None, pair[1] if values[1] is not None else None)
+
+
+def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
     """Return the values to write, None where one stands, such that a pair can be subtracted.
 
     Rule 5: AgentOS's readers crash on a pair of which only one carries a UTC offset.
     Where the one without offset is ours, it is UTC and gets its `Z`; where it stands,
     ours is written in UTC without offset.
     """
-    if standing == NOTHING and found[0] and found[1] and found[0][-1] == found[1][-1] == "Z":
-        return found  # both in AgentOS's own form: the usual case, made fast
-    ours = (standing[0] is None, standing[1] is None)
-    first = read_as_agentos(found[0] if ours[0] else standing[0])
-    second = read_as_agentos(found[1] if ours[1] else standing[1])
-    values = [found[0] if ours[0] else None, found[1] if ours[1] else None]
-    if first and second and (first.tzinfo is None) != (second.tzinfo is None):
-        moments = (first, second)
-        naive, aware = (0, 1) if first.tzinfo is None else (1, 0)
-        if ours[naive]:
-            values[naive] = moments[naive].isoformat() + "Z"
-        else:
-            values[aware] = _without_offset(moments[aware])
-    return values[0], values[1]
+    first, second = found
+    if standing == NOTHING:
+        if first is None or second is None or _has_offset(first) == _has_offset(second):
+            return found
+        return (first, _with_z(second)) if _has_offset(first) else (_with_z(first), second)
+    at = standing.index(None)
+    value, stood = found[at], read_as_agentos(standing[1 - at])
+    if value is not None and stood is not None and _has_offset(value) != (stood.tzinfo is not None):
+        value = _without_offset(value) if _has_offset(value) else _with_z(value)
+    return (value, None) if at == 0 else (None, value)
 
 
-def _without_offset(moment: datetime) -> str | None:
-    """Write `moment` in UTC without offset, None where UTC has no such year."""
+def read_as_agentos(value: object) -> datetime | None:
+    """Read what stands in a column the way AgentOS's own readers do, None where they cannot."""
     try:
-        return moment.astimezone(UTC).replace(tzinfo=None).isoformat()
-    except OverflowError:
+        return datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
         return None
 
 
-# --- Signals and locks ------------------------------------------------------------
+def _has_offset(timestamp: str) -> bool:
+    """Whether a timestamp of rule 3 carries a UTC offset."""
+    return timestamp[-1] == "Z" or timestamp[-6] in "+-"
+
+
+def _with_z(timestamp: str) -> str:
+    return datetime.fromisoformat(timestamp).isoformat() + "Z"
+
+
+def _without_offset(timestamp: str) -> str:
+    return datetime.fromisoformat(timestamp).astimezone(UTC).replace(tzinfo=None).isoformat()
+
+
+def refuse(plan: Plan, words: str) -> Plan:
+    """Return the plan of a row that the database refused to write."""
+    return plan._replace(
+        values=NOTHING, kind=Kind(NOTHING, NOTHING, "refused"), unusable=NOTHING, reason=words
+    )
+
+
+# --- Signals and locks: the patience of the run ----------------------------------------------
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came; raised only where nothing is half done."""
+    """SIGHUP, SIGINT or SIGTERM came; raised only where nothing is half done."""
 
 
-class Interruption:
-    """Remembers a SIGINT or SIGTERM, so that the batch at hand can be ended first."""
+class Patience:
+    """Waits for other processes' locks, rests, and notices signals meanwhile.
 
-    def __init__(self) -> None:
+    Signals are only noted when they come, so that the batch at hand can be ended first.
+    """
+
+    def __init__(self, busy_timeout: float) -> None:
+        self.busy_timeout = busy_timeout  # seconds
+        self.on_wait: Callable[[float], None] | None = None  # is told the seconds left
         self.signum: int | None = None
+        self.stop_asked = False
+        self._stopped = 0.0
+
+    def now(self) -> float:
+        """Seconds of a clock that stands still while the process is stopped by Ctrl-Z."""
+        return time.monotonic() - self._stopped
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take both signals. Only the main thread can; elsewhere they stay as they are."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {signum: signal.signal(signum, self._note) for signum in INTERRUPTS}
+        """Take the signals, but for those that were ignored when we started.
+
+        Only the main thread can; elsewhere they stay as they are.
+        """
+        handlers: dict[str, Any] = dict.fromkeys(INTERRUPTS, self._note)
+        handlers["SIGTSTP"] = self._note_stop
+        handlers["SIGTTOU"] = signal.SIG_IGN  # a background job may write to its terminal
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            for name, handler in handlers.items():
+                signum = getattr(signal, name, None)  # Windows has not all of them
+                if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
+                    before[signum] = signal.signal(signum, handler)
         try:
             yield
         finally:
             # After a signal the process is about to end: another one must not change how.
-            for signum, handler in before.items():
-                signal.signal(signum, handler if self.signum is None else signal.SIG_IGN)
+            for signum, former in before.items():
+                signal.signal(signum, former if self.signum is None else signal.SIG_IGN)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self.signum = signum
 
+    def _note_stop(self, _signum: int, _frame: FrameType | None) -> None:
+        self.stop_asked = True
+
     def check(self) -> None:
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held."""
+        if self.stop_asked:
+            since = time.monotonic()
+            handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTSTP)
+            signal.signal(signal.SIGTSTP, handler)
+            self.stop_asked = False
+            self._stopped += time.monotonic() - since
         if self.signum is not None:
             raise Interrupted
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, in slices that a signal can end."""
-        wake_up = time.monotonic() + seconds
-        while self.signum is None and (left := wake_up - time.monotonic()) > 0:
+        """Sleep, in slices that a signal can end. Raises Interrupted."""
+        wake_up = self.now() + seconds
+        while (left := wake_up - self.now()) > 0:
+            self.check()
             time.sleep(min(left, SLEEP_SLICE))
 
+    def wait(self, action: Callable[..., T], *args: Any) -> T:
+        """Return action(*args), asked for again while another process's lock is in the way.
 
-class LockWait:
-    """Waits up to `busy_timeout` seconds for another process's lock.
-
-    SQLite's own busy timeout cannot be interrupted, so it waits for a slice of that
-    time only, and this repeats it.
-    """
-
-    def __init__(self, busy_timeout: float, interruption: Interruption) -> None:
-        self.busy_timeout = busy_timeout
-        self.interruption = interruption
-
-    def __call__(self, action: Callable[..., T], *args: Any) -> T:
-        """Return action(*args), repeated while the store is locked.
-
-        Raises the error of SQLite after `busy_timeout`, Interrupted after a signal.
+        SQLite waits for a slice of the time itself, deaf to signals; between two slices
+        nothing is held. Raises SQLite's error after `busy_timeout`, Interrupted after a signal.
         """
-        give_up = time.monotonic() + self.busy_timeout
+        give_up = self.now() + self.busy_timeout
         while True:
             try:
                 return action(*args)
             except sqlite3.OperationalError as error:
-                if _code(error) not in LOCKED or time.monotonic() >= give_up:
+                left = give_up - self.now()
+                if primary_code(error) not in LOCKED or left <= 0:
                     raise
-            self.interruption.check()
-            time.sleep(LOCK_PAUSE)
+            if self.on_wait is not None:
+                self.on_wait(left)
+            self.sleep(min(left, LOCK_PAUSE))
 
 
-def _code(error: sqlite3.Error) -> int | None:
+def primary_code(error: BaseException) -> int | None:
     """SQLite's primary result code of an error, None where it has none."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
-# --- The store: open, check, count, copy --------------------------------------------
+# --- The store: find, open, check, count, copy ------------------------------------------------
 
 
 class StoreError(Exception):
     """What is wrong and the next step, as one sentence for the operator."""
 
 
-class Survey(NamedTuple):
-    """What a store holds before the run."""
+class Page(NamedTuple):
+    """A stretch of the table, and what it held when it was counted."""
 
+    rows: int
+    first: int  # audit_ids
+    last: int
     supervisor_rows: int
-    to_fill: int
-    pages: list[tuple[int, int]]  # first and last audit_id of each page with rows to fill
+    open_rows: int
 
 
-def open_store(path: Path, wait: LockWait, *, read_only: bool) -> sqlite3.Connection:
-    """Open an existing store; never creates a file. Raises StoreError or sqlite3.Error."""
+def stores_to_be_found() -> list[str]:
+    """Return the paths at which a release of AgentOS has left a store on this machine."""
+    named = [os.environ.get(name, "") for name in STORE_VARIABLES]
+    paths = [os.path.expanduser(path) for path in (*named, *STORE_PLACES) if path]  # noqa: PTH111
+    return list(dict.fromkeys(path for path in paths if os.path.isfile(path)))  # noqa: PTH113
+
+
+def check_name(path: Path, *, read_only: bool) -> str | None:
+    """Raise StoreError unless the file is there and `path` is its one name and place.
+
+    SQLite finds -wal and -journal by the file's name: under another one it does not see
+    what other processes have there. Returns a note where the file is on a network mount.
+    Nothing is opened where anybody of this process may hold a lock: closing would drop it.
+    """
+    shown = printable(path, None)
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            f"there is no file {printable(path)}: name the store with --db-path"
-        ) from None
+        raise StoreError(f"there is no file {shown}: name the store with --db-path") from None
     except OSError as error:
         raise StoreError(
-            f"{printable(path)} cannot be found ({error.strerror}): name the store with --db-path"
+            f"{shown} cannot be found ({error.strerror}): name the store with --db-path"
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{printable(path)} is no file: name the store with --db-path")
+        raise StoreError(f"{shown} is no file: name the store with --db-path")
     if status.st_size == 0:
-        raise StoreError(f"{printable(path)} is empty, not a store: name the store with --db-path")
-    if not os.access(path, os.R_OK):
-        raise StoreError(f"{printable(path)} cannot be read: run as a user who may read the store")
-    if not read_only and not os.access(path, os.W_OK):
         raise StoreError(
-            f"{printable(path)} cannot be written: run as a user who may write the store"
+            f"{shown} is empty, not a store: name the store with --db-path "
+            "(a copy of a WAL store needs its -wal)"
         )
-    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-    store = sqlite3.connect(
-        uri, uri=True, timeout=LOCK_SLICE, isolation_level=None, check_same_thread=False
+    if status.st_nlink > 1:
+        raise StoreError(
+            f"{shown} has {status.st_nlink} names (hard links), and under a second one a run "
+            "destroys it: use the name that the agents use, and remove the others, which "
+            f"`find FOLDER -samefile {shlex.quote(shown)}` shows"
+        )
+    real = os.fsencode(os.path.realpath(path))
+    mounts = read_mounts()
+    if any(point == real for point, _kind in mounts):
+        raise StoreError(
+            f"{shown} is a mount of the file alone, and its -wal and journal are elsewhere, which "
+            "destroys it: mount its folder instead, and use the name that the agents use"
+        )
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    if read_only and user not in (0, status.st_uid) and _is_unused_wal_store(path):
+        raise StoreError(
+            f"{shown} is a WAL store that nobody has open, and a dry run by another user leaves a "
+            f"-shm that keeps its owner out: run as its owner (user id {status.st_uid})"
+        )
+    around = sorted(
+        (
+            (len(point), kind)
+            for point, kind in mounts
+            if real.startswith(point.rstrip(b"/") + b"/")
+        ),
+        key=itemgetter(0),
     )
+    if around and NETWORK.fullmatch(kind := around[-1][1]):
+        return (
+            f"{shown} is on a network mount ({kind.decode()}): every process must use it through "
+            "this same mount, and without locks there, it looks as if one were never let go"
+        )
+    return None
+
+
+def read_mounts() -> list[tuple[bytes, bytes]]:
+    """Return the mount points that this process sees, with their file system's type."""
+    try:
+        lines = MOUNTS.read_bytes().split(b"\n")
+    except OSError:  # a system without /proc
+        return []
+    mounts = []
+    for line in filter(None, lines):
+        before, _, after = line.partition(b" - ")
+        point = re.sub(
+            rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), before.split(b" ")[4]
+        )
+        mounts.append((point, after.split(b" ")[0]))
+    return mounts
+
+
+def _is_unused_wal_store(path: Path) -> bool:
+    """Whether a store is in WAL mode and nobody has it open, so that no lock can be lost."""
+    if Path(f"{os.path.realpath(path)}-shm").exists():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(20)[18:] == b"\2\2"
+    except OSError:  # SQLite will say so
+        return False
+
+
+def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Connection:
+    """Open an existing store, having asked SQLite whether it can be used; creates no file.
+
+    Raises sqlite3.Error, or Interrupted.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    store = sqlite3.connect(uri, uri=True, timeout=LOCK_SLICES[0], isolation_level=None)
     try:
         store.text_factory = decode_text
-        store.execute("PRAGMA trusted_schema = OFF")
-        if is_wal(store, wait):
+        store.execute("PRAGMA temp_store = MEMORY")  # what a trigger needs, too: no full TMPDIR
+        if patience.wait(fetch, store, "PRAGMA journal_mode") == ("wal",):
             # In WAL mode this cannot corrupt the file: a power cut may undo the last
             # batches, whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
             # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
             # write lock that it does not need; Courtesy does it between two batches.
             store.execute("PRAGMA wal_autocheckpoint = 0")
+        if not read_only:  # the beginning of a write: BEGIN alone is granted for a file that is not
+            (version,) = patience.wait(fetch, store, "PRAGMA user_version")
+            patience.wait(store.execute, "BEGIN IMMEDIATE")
+            store.execute(f"PRAGMA user_version = {version}")
+            store.execute("ROLLBACK")
     except BaseException:
         store.close()
         raise
     return store
-
-
-def is_wal(store: sqlite3.Connection, wait: LockWait) -> bool:
-    """Whether the store is in WAL mode, where readers and a writer do not lock each other out."""
-    return bool(wait(_fetch_value, store, "PRAGMA journal_mode") == "wal")
 
 
 def decode_text(text: bytes) -> str | bytes:
@@ -541,446 +824,174 @@ def decode_text(text: bytes) -> str | bytes:
         return text
 
 
-def _fetch_value(store: sqlite3.Connection, sql: str, *parameters: object) -> Any:
-    row = store.execute(sql, parameters).fetchone()
-    return None if row is None else row[0]
+def fetch(store: sqlite3.Connection, sql: str, *parameters: object) -> Any:
+    """Return the first row of a query, None if there is none."""
+    return store.execute(sql, parameters).fetchone()
 
 
-def check_schema(store: sqlite3.Connection) -> None:
-    """Raise StoreError unless the store has what migration v21 brings."""
-    if _is_real_table(store, "schema_version") and "version" in _columns(store, "schema_version"):
-        texts = [text for (text,) in store.execute("SELECT version FROM schema_version")]
-        newest = max(filter(None, map(parse_version, texts)), default=None)
-        if newest is not None and newest < MIGRATION:
+def check_schema(store: sqlite3.Connection) -> str:
+    """Raise StoreError unless the store has what migration v21 brings, and can be written.
+
+    Returns the statement that fills a row of this store.
+    """
+    if fetch(store, SELECT_SCHEMA, "schema_version"):
+        versions: list[tuple[int, int]] = []
+        if "version" in dict(store.execute(SELECT_COLUMNS, ("schema_version",))):
+            texts = store.execute("SELECT version FROM schema_version")
+            versions += filter(None, (parse_version(text) for (text,) in texts))
+        if versions and (newest := max(versions)) < MIGRATION:
             raise StoreError(
-                f"the store is at schema version {'.'.join(map(str, newest))}, before 0.21.0: "
+                f"the store is at schema version {'.'.join(map(str, newest))}.0, before 0.21.0: "
                 "apply AgentOS's migration v21 first"
             )
-    columns = _columns(store, "task_audits")
-    if not columns:
-        raise StoreError("the store has no table task_audits: name an AgentOS store with --db-path")
-    if not _is_real_table(store, "task_audits"):
+    schema = fetch(store, SELECT_SCHEMA, "task_audits")
+    if schema is None:
         raise StoreError(
-            "task_audits is a view or a virtual table here, not AgentOS's table: "
-            "name an AgentOS store with --db-path"
+            "the store has no table task_audits: name an AgentOS store with --db-path "
+            "(a copy of a WAL store needs its -wal)"
         )
-    missing = [column for column in NEEDED_COLUMNS if column not in columns]
-    if missing:
+    generated = dict(store.execute(SELECT_COLUMNS, ("task_audits",)))
+    if missing := [column for column in NEEDED_COLUMNS if column not in generated]:
         raise StoreError(
             f"task_audits has no column {', '.join(missing)}: "
             "apply AgentOS's migration v21 (0.21.0) first"
         )
-    if _fetch_value(store, SELECT_ROWID) != "audit_id":
+    if fixed := [column for column in FIELDS if generated[column]]:
         raise StoreError(
-            "task_audits.audit_id is not the INTEGER PRIMARY KEY here: "
+            f"task_audits.{fixed[0]} is a GENERATED column here, which nobody can write: "
+            "make it an ordinary one, or name another store with --db-path"
+        )
+    if not any(BY_ROWID in step for step in plan_of(store, READ_ROW, (0,))):
+        raise StoreError(
+            "task_audits.audit_id is not the INTEGER PRIMARY KEY of an ordinary table here: "
             "name an AgentOS store with --db-path"
         )
+    # OR ABORT keeps ON CONFLICT REPLACE from deleting other rows; but it would override the
+    # conflict clauses of the statements in triggers, so it stands only where it is needed.
+    fill_row = FILL_ROW.format("OR ABORT" if re.search(r"\bCONFLICT\b", schema[0], re.I) else "")
+    store.execute(f"EXPLAIN {fill_row}", (None, None, 0, None, None)).fetchall()
+    return fill_row
 
 
-def _is_real_table(store: sqlite3.Connection, name: str) -> bool:
-    """Whether `name` is a table with pages of its own, no view and no virtual table."""
-    return bool(_fetch_value(store, SELECT_ROOT_PAGE, name))
+def plan_of(store: sqlite3.Connection, sql: str, parameters: Any) -> list[str]:
+    """Return the steps in which SQLite will carry out a query."""
+    return [step[3] for step in store.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
 
 
-def _columns(store: sqlite3.Connection, table: str) -> set[str]:
-    """The columns of a table, in lower case."""
-    return {name for (name,) in store.execute(SELECT_COLUMNS, (table,))}
+def parse_version(text: object) -> tuple[int, int] | None:
+    """Return '0.21.0' as (0, 21), 'v66' as (0, 66), None for what is no version.
 
-
-def parse_version(text: object) -> tuple[int, ...] | None:
-    """Return '0.21.0' as (0, 21, 0), None for what is no version: numbers, not letters, count."""
-    try:
-        return tuple(int(part) for part in str(text).strip().removeprefix("v").split("."))
-    except ValueError:
-        return None
-
-
-def survey_store(
-    store: sqlite3.Connection, wait: LockWait, on_page: Callable[[int, int], None]
-) -> Survey:
-    """Count the rows page by page, so that no read locks the store for long.
-
-    Calls on_page(audit_ids passed, audit_ids in all) after each page.
+    Numbers, not letters, count: as text, 0.9.0 would be above 0.21.0.
     """
-    lowest, highest = wait(lambda: store.execute(SELECT_BOUNDS).fetchone())
-    supervisor_rows = to_fill = 0
-    pages = []
-    first = lowest
-    while first is not None and first <= highest:
-        wait.interruption.check()
-        last, supervisors, open_rows = wait(
-            lambda first=first: store.execute(SURVEY_PAGE, (first, highest, PAGE_ROWS)).fetchone()
-        )
-        if last is None:  # the rows from here on were deleted meanwhile
+    match = VERSION.match(str(text))
+    if match is None:
+        return None
+    first, second = match.groups()
+    return (0, int(first)) if second is None else (int(first), int(second))
+
+
+def count_pages(
+    store: sqlite3.Connection, first: int, last: int, patience: Patience
+) -> Iterator[Page]:
+    """Count the rows from one audit_id to another page by page, so that no read locks for long."""
+    while first <= last:
+        patience.check()
+        row = patience.wait(fetch, store, COUNT_PAGE, first, PAGE_ROWS, last)
+        if not row[0]:
             break
-        supervisor_rows += int(supervisors)
-        to_fill += int(open_rows)
-        if open_rows:
-            pages.append((first, last))
-        first = last + 1
-        on_page(first - lowest, highest - lowest + 1)
-    return Survey(supervisor_rows, to_fill, pages)
+        page = Page(row[0], first, *row[1:])
+        yield page
+        first = page.last + 1
+
+
+def survey(
+    store: sqlite3.Connection, patience: Patience, on_rows: Callable[[int, int], None]
+) -> list[Page]:
+    """Count all rows of the table. Calls on_rows(rows so far, 0) after each page."""
+    first, last = patience.wait(fetch, store, SELECT_BOUNDS)
+    if first is None:
+        return []
+    steps = plan_of(store, COUNT_PAGE, (0, 1, 1)) + plan_of(
+        store, READ_PAGE, {"first": 0, "last": 0}
+    )
+    scans = any(re.match("SCAN.* task_audits", step) for step in steps)
+    pages: list[Page] = []
+    rows = 0
+    for page in count_pages(store, first, last, patience):
+        pages.append(page)
+        rows += page.rows
+        if scans and len(pages) > 1:
+            raise StoreError(
+                "SQLite would read the whole table for each page, because ANALYZE once saw only a "
+                "row or two in it: run `PRAGMA analysis_limit=1000; ANALYZE task_audits`, then "
+                "run again"
+            )
+        on_rows(rows, 0)
+    return pages
 
 
 def make_backup(
     store: sqlite3.Connection,
     path: Path,
     target: Path,
-    wait: LockWait,
+    patience: Patience,
     on_pages: Callable[[int, int], None],
-) -> None:
+) -> bool:
     """Copy the store at `path` as it is at this moment to the new file `target`.
 
-    The copy is made under another name and takes its own when it is whole. It gets the
-    store's permissions. A read transaction holds one moment fast: in WAL mode writers
-    go on beside it, with a rollback journal their commits wait for its end.
+    The copy is made in a folder beside it, which only we can enter, and takes its name when
+    it is whole. A read transaction holds one moment fast: in WAL mode writers go on beside
+    it, with a rollback journal their commits wait for its end.
 
-    Calls on_pages(pages copied, pages in all). Raises StoreError, OSError,
-    sqlite3.Error or Interrupted, and then leaves no file.
+    Calls on_pages(pages copied, pages in all). Returns whether the copy has the store's
+    permissions, or fewer. Raises StoreError, OSError, sqlite3.Error or Interrupted, and
+    then leaves no file.
     """
     if os.path.lexists(target):
-        raise StoreError(f"{printable(target)} exists already: name a new file with --backup")
-    handle, name = tempfile.mkstemp(".partial", f"{target.name}.", target.parent)
-    os.close(handle)
-    partial = Path(name)
+        raise StoreError(f"{printable(target, None)} exists already: name a new file with --backup")
 
     def on_step(_status: int, left: int, total: int) -> None:
-        wait.interruption.check()
+        if patience.signum is not None:
+            raise Interrupted
         on_pages(total - left, total)
 
-    try:
+    with tempfile.TemporaryDirectory(".partial", f"{target.name}.", target.parent) as folder:
+        partial = Path(folder, target.name)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         store.execute("BEGIN")
         try:
-            wait(_fetch_value, store, "SELECT count(*) FROM sqlite_master")
+            patience.wait(fetch, store, "SELECT count(*) FROM sqlite_master")
             with closing(sqlite3.connect(partial)) as copy:
                 store.backup(copy, pages=BACKUP_PAGES, progress=on_step)
         finally:
             store.execute("ROLLBACK")
         _copy_permissions(path, partial)
-        _take_name(partial, target)
-    except BaseException:
-        for leftover in (
-            partial,
-            Path(f"{name}-journal"),
-            Path(f"{name}-wal"),
-            Path(f"{name}-shm"),
-        ):
-            leftover.unlink(missing_ok=True)
-        raise
+        try:  # takes the name, which somebody else may have taken since we looked
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            raise StoreError(
+                f"{printable(target, None)} was made by somebody else meanwhile: "
+                "name a new file with --backup"
+            ) from None
+        partial.replace(target)
+    return not stat.S_IMODE(target.stat().st_mode) & ~stat.S_IMODE(path.stat().st_mode)
 
 
 def _copy_permissions(source: Path, copy: Path) -> None:
-    """Give `copy` the owner and mode of `source`, or a mode that nobody else gains by."""
+    """Give `copy` the owner and mode of `source`; where that is not to be had, it keeps its own."""
     wanted = source.stat()
-    try:
+    with suppress(OSError, AttributeError):  # a place, or a system, that has no owners or modes
         os.chown(copy, wanted.st_uid, wanted.st_gid)
-    except PermissionError:
-        copy.chmod(wanted.st_mode & 0o600)
-    else:
-        copy.chmod(wanted.st_mode & 0o777)
+        copy.chmod(stat.S_IMODE(wanted.st_mode))
 
 
-def _take_name(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`, which must not exist: also not since we looked."""
-    try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        raise StoreError(
-            f"{printable(target)} was made by somebody else meanwhile: "
-            "name a new file with --backup"
-        ) from None
-    partial.replace(target)
+# --- One batch ---------------------------------------------------------------------------------
 
 
-# --- One batch -------------------------------------------------------------------------
-
-
-class _Refused(Exception):
-    """The database refused the row at `position` of a batch, in the words of `reason`."""
-
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(reason)
-        self.position = position
-        self.reason = reason
-
-
-def read_batches(
-    store: sqlite3.Connection, survey: Survey, batch_size: int, wait: LockWait
-) -> Generator[list[Plan], None, None]:
-    """Yield the plans of all rows to fill, `batch_size` at a time, by ascending rowid.
-
-    Payloads are read and parsed one by one, outside the write lock; no read is open
-    while a batch is out. Raises Interrupted between two pages.
-    """
-    batch: list[Plan] = []
-    for first, last in survey.pages:
-        position = first
-        while position <= last:
-            wait.interruption.check()
-            limit = min(PAGE_ROWS, batch_size - len(batch))
-            plans = wait(_read_plans, store, position, last, limit)
-            batch += plans
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-            if len(plans) < limit:
-                break
-            position = plans[-1].audit_id + 1
-    if batch:
-        yield batch
-
-
-def read_ahead(
-    batches: Iterator[list[Plan]], in_company: Callable[[], bool]
-) -> Generator[list[Plan], None, None]:
-    """Yield the batches, the next ones being read in a thread while one is out.
-
-    SQLite writes a batch without Python's lock, so that the two go on side by side. In
-    company it would only hold up the write: there is a rest to read in.
-    """
-    thread = ThreadPoolExecutor(max_workers=1)
-    try:
-        upcoming = deque([thread.submit(next, batches, None)])
-        while (batch := upcoming.popleft().result()) is not None:
-            while not in_company() and len(upcoming) < BATCHES_AHEAD:
-                upcoming.append(thread.submit(next, batches, None))
-            yield batch
-            if not upcoming:
-                upcoming.append(thread.submit(next, batches, None))
-    finally:
-        thread.shutdown(cancel_futures=True)
-
-
-def _read_plans(store: sqlite3.Connection, first: int, last: int, limit: int) -> list[Plan]:
-    """Read and plan up to `limit` rows, with SQLite's own decoding where all text is UTF-8."""
-    page = (first, last, limit)
-    store.text_factory = str
-    try:
-        return [plan_row(*row) for row in store.execute(SELECT_ROWS, page)]
-    except sqlite3.OperationalError as error:
-        if _code(error) is not None:  # an error of SQLite's, not of Python's decoding
-            raise
-    finally:
-        store.text_factory = decode_text
-    return [plan_row(*row) for row in store.execute(SELECT_ROWS, page)]
-
-
-def backfill_batch(
-    store: sqlite3.Connection, batch: Sequence[Plan], wait: LockWait, outcomes: list[Plan]
-) -> float:
-    """Write a batch in one transaction; return for how many seconds it held the write lock.
-
-    Where the batch does not go through at once, it is begun again row by row. A row that
-    another process changed since it was read is then looked at again; one that it deleted
-    has no outcome. A row that the database refuses is left out, and the rest is done in
-    two transactions, what was before it and what comes after it: that holds for every
-    kind of refusal, also for one that rolls everything back.
-
-    `outcomes`, a plan for each row as it was carried out, grows with every transaction
-    that is committed, so that it is right also after an error: sqlite3.Error where the
-    store cannot be written, Interrupted where a signal came while it was locked.
-    """
-    parts = [batch]
-    row_by_row = False
-    locked = 0.0
-    while parts:
-        part = parts.pop()
-        if all(plan.values == NOTHING for plan in part):
-            outcomes += part
-            continue
-        wait(store.execute, "BEGIN IMMEDIATE")
-        locked_at = time.monotonic()
-        try:
-            if row_by_row:
-                done = _fill_row_by_row(store.cursor(), part)
-            elif _fill_at_once(store.cursor(), part):
-                done = list(part)
-            else:
-                row_by_row = True
-                parts.append(part)
-                continue
-            wait(store.execute, "COMMIT")
-            outcomes += done
-        except _Refused as refused:
-            at = refused.position
-            outcomes.append(_refuse(part[at], refused.reason))
-            parts += [part[at + 1 :], part[:at]]
-        finally:
-            if store.in_transaction:
-                store.execute("ROLLBACK")
-            locked += time.monotonic() - locked_at
-    return locked
-
-
-def _fill_at_once(cursor: sqlite3.Cursor, plans: Sequence[Plan]) -> bool:
-    """Write plans many at a time; False if a row has changed, or is refused, and all is void."""
-    both_null: list[object] = []  # audit_id and two values of each row
-    others = []
-    for plan in plans:
-        if plan.standing != NOTHING:
-            others.append(plan)
-        elif plan.values != NOTHING:
-            both_null += (plan.audit_id, *plan.values)
-    try:
-        for start in range(0, len(both_null), 3 * ROWS_AT_ONCE):
-            some = both_null[start : start + 3 * ROWS_AT_ONCE]
-            rows = len(some) // 3
-            sql = FILL_ROWS.format(", ".join(["(?, ?, ?)"] * rows))
-            if cursor.execute(sql, some).rowcount != rows:
-                return False
-        return all(_fill_as_planned(cursor, plan) for plan in others)
-    except sqlite3.Error as error:
-        if _code(error) not in REFUSALS:
-            raise
-        return False
-
-
-def _fill_row_by_row(cursor: sqlite3.Cursor, plans: Sequence[Plan]) -> list[Plan]:
-    """Write plans one at a time; raises _Refused for the first that is refused."""
-    outcomes = []
-    for position, plan in enumerate(plans):
-        try:
-            outcome = _fill_row(cursor, plan)
-        except sqlite3.Error as error:
-            if _code(error) not in REFUSALS:
-                raise
-            raise _Refused(position, str(error)) from error
-        if outcome is not None:
-            outcomes.append(outcome)
-    return outcomes
-
-
-def _fill_row(cursor: sqlite3.Cursor, plan: Plan) -> Plan | None:
-    """Write one plan, a new one where the row has changed; None where the row is gone."""
-    if _fill_as_planned(cursor, plan):
-        return plan
-    row = cursor.execute(SELECT_ROW, (plan.audit_id,)).fetchone()
-    if row is None:
-        return None
-    plan = plan_row(*row)
-    if _fill_as_planned(cursor, plan):
-        return plan
-    return _refuse(plan, "the update was ignored, by a trigger")
-
-
-def _fill_as_planned(cursor: sqlite3.Cursor, plan: Plan) -> bool:
-    if plan.values == NOTHING:
-        return True
-    return cursor.execute(FILL_ROW, (*plan.values, plan.audit_id, *plan.standing)).rowcount == 1
-
-
-def _refuse(plan: Plan, reason: str) -> Plan:
-    return plan._replace(
-        values=NOTHING,
-        sources=NOTHING,
-        left_null="refused",
-        reason=f"refused by the database: {reason}",
-    )
-
-
-# --- The run ---------------------------------------------------------------------------
-
-
-@dataclass
-class Tally:
-    """What a run has done with the rows it looked at."""
-
-    batches: int = 0
-    rows: int = 0
-    # How often each Plan.left_null and Plan.sources came together.
-    kinds: Counter[tuple[str | None, tuple[str | None, str | None]]] = field(
-        default_factory=Counter
-    )
-
-    def add(self, outcomes: Sequence[Plan]) -> None:
-        self.kinds.update(map(attrgetter("left_null", "sources"), outcomes))
-
-    def count(self, left_null: str | None) -> int:
-        """How many rows stayed NULL for this reason; for None, how many were filled."""
-        return sum(number for (why, _), number in self.kinds.items() if why == left_null)
-
-    @property
-    def filled(self) -> int:
-        return self.count(None)
-
-    def sources(self, column: str) -> dict[str, int]:
-        """How many values of `column` were written from each field."""
-        counts = dict.fromkeys((*FIELDS[column], FALLBACK), 0)
-        at = list(FIELDS).index(column)
-        for (_, sources), number in self.kinds.items():
-            if (source := sources[at]) is not None:
-                counts[source] += number
-        return counts
-
-
-@dataclass
-class Summary:
-    """The figures of a run; they hold at every moment of it, also after a failure."""
-
-    db_path: str
-    dry_run: bool
-    batch_size: int
-    status: str = "failed"
-    survey: Survey | None = None
-    tally: Tally = field(default_factory=Tally)
-    elsewhere: int = 0  # rows to fill that other processes filled, or removed, before we came
-    elapsed_seconds: float = 0.0
-
-    @property
-    def to_fill(self) -> int:
-        """Rows to fill at the start; a row that appeared among them later counts too."""
-        counted = self.survey.to_fill if self.survey else 0
-        return max(counted, self.tally.rows)
-
-    @property
-    def already_filled(self) -> int:
-        return self.survey.supervisor_rows - self.survey.to_fill if self.survey else 0
-
-    @property
-    def supervisor_rows(self) -> int:
-        return self.already_filled + self.to_fill
-
-    @property
-    def filled(self) -> int:
-        return self.tally.filled + self.elsewhere
-
-    @property
-    def unreached(self) -> int:
-        """Rows to fill that the run did not come to before it ended."""
-        return self.to_fill - self.tally.kinds.total() - self.elsewhere
-
-    @property
-    def rows_per_second(self) -> float:
-        return self.tally.rows / self.elapsed_seconds if self.elapsed_seconds else 0.0
-
-    def as_json(self) -> dict[str, object]:
-        """The summary's JSON object. Coverage is null where the rows were not counted."""
-        before = after = None
-        if self.survey:
-            before = percent(self.already_filled, self.supervisor_rows)
-            after = percent(self.already_filled + self.filled, self.supervisor_rows)
-        return {
-            "status": self.status,
-            "db_path": self.db_path,
-            "dry_run": self.dry_run,
-            "batch_size": self.batch_size,
-            "batches": self.tally.batches,
-            "supervisor_rows": self.supervisor_rows,
-            "already_filled": self.already_filled,
-            "to_fill": self.to_fill,
-            "filled": self.filled,
-            "left_null": {reason: self.tally.count(reason) for reason in LEFT_NULL},
-            "sources": {column: self.tally.sources(column) for column in FIELDS},
-            "coverage_before_pct": before,
-            "coverage_after_pct": after,
-            "elapsed_seconds": round(self.elapsed_seconds, 3),
-            "rows_per_second": round(self.rows_per_second, 1),
-        }
-
-
-def percent(part: int, whole: int) -> float:
-    """`part` of `whole` in percent, rounded down: 100 means all. Of nothing, all is done."""
-    return part * 1_000_000 // whole / 10_000 if whole else 100.0
+def data_version(store: sqlite3.Connection) -> int:
+    """A number that changes when another connection has committed."""
+    version: int = fetch(store, "PRAGMA data_version")[0]
+    return version
 
 
 def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
@@ -992,106 +1003,503 @@ def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
     is held. Alone, we leave enough of it for another writer to get in and be noticed.
     """
     share = FREE_SHARE_IN_COMPANY if company else FREE_SHARE_ALONE
-    return max(0.0, locked * share / (1 - share) - unlocked)
+    return min(max(0.0, locked * share / (1 - share) - unlocked), LONGEST_REST)
 
 
 class Courtesy:
-    """Rests before a batch, as asked for and as other writers need it to get in.
+    """Opens transactions, with a rest before each, so that other processes get their turn.
 
-    A part of that time is spent on the checkpoints: they do not lock out writers.
+    A part of the rest is spent on checkpoints, which lock out nobody. `on_held_up` is called
+    with the size of the -wal in bytes where another process's open read holds one up.
     """
 
-    def __init__(self, store: sqlite3.Connection, pause: float, wait: LockWait) -> None:
+    def __init__(
+        self,
+        store: sqlite3.Connection,
+        pause: float,
+        patience: Patience,
+        on_held_up: Callable[[int], None],
+    ) -> None:
         self._store = store
         self._pause = pause
-        self._wait = wait
-        self._version = self._data_version()
+        self._patience = patience
+        self._on_held_up = on_held_up
+        self._version = data_version(store)
         self._company_until = 0.0
         self._locked = 0.0
-        self._released: float | None = None
+        self._released = -math.inf
         self._since_checkpoint = 0.0
+        self._held_up = False
 
-    def _data_version(self) -> int:
-        """A number that changes when another connection commits."""
-        version: int = self._wait(_fetch_value, self._store, "PRAGMA data_version")
-        return version
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Rest, take the write lock, and commit at the end; on an error roll back.
 
-    def rest(self) -> None:
-        """Checkpoint when it is time, then sleep until the next batch may lock the store.
-
-        A signal ends the sleep.
+        With a rollback journal a COMMIT waits for readers while it keeps new ones out.
+        EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
         """
-        now = time.monotonic()
-        version, self._version = self._version, self._data_version()
+        self._rest()
+        slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
+        self._patience.wait(lambda: self._lock(next(slices)))
+        locked_at = time.monotonic()
+        try:
+            yield
+            if self._store.in_transaction:
+                self._store.execute("COMMIT")
+        finally:
+            if self._store.in_transaction:
+                self._store.execute("ROLLBACK")
+            self._released = time.monotonic()
+            self._locked = self._released - locked_at
+            self._since_checkpoint += self._locked
+
+    def _lock(self, seconds: float) -> None:
+        self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
+        self._store.execute("BEGIN EXCLUSIVE")
+
+    def _rest(self) -> None:
+        """Checkpoint when it is time, then sleep until others have had their share."""
+        version, self._version = self._version, self._patience.wait(data_version, self._store)
         if version != self._version:
-            self._company_until = now + COMPANY_SECONDS
-        if self._released is None:
-            return
-        if self._since_checkpoint >= CHECKPOINT_SECONDS:
-            self._wait(_fetch_value, self._store, "PRAGMA wal_checkpoint(PASSIVE)")
+            self._company_until = time.monotonic() + COMPANY_SECONDS
+        if self._since_checkpoint > CHECKPOINT_SECONDS:
             self._since_checkpoint = 0.0
-        unlocked = time.monotonic() - self._released
-        rest = choose_rest(self._locked, unlocked, company=self.in_company())
-        self._wait.interruption.sleep(self._pause + rest)
+            self._checkpoint()
+        now = time.monotonic()
+        company = now < self._company_until
+        rest = choose_rest(self._locked, now - self._released, company=company)
+        self._patience.sleep(self._pause * (self._locked > 0) + rest)
 
-    def in_company(self) -> bool:
-        """Whether another connection has committed lately."""
-        return time.monotonic() < self._company_until
-
-    def note(self, locked: float) -> None:
-        """Take note of a batch that has just ended and locked the store for so many seconds."""
-        self._locked, self._released = locked, time.monotonic()
-        self._since_checkpoint += locked
+    def _checkpoint(self) -> None:
+        _, frames, done = self._patience.wait(fetch, self._store, "PRAGMA wal_checkpoint(PASSIVE)")
+        size = frames * fetch(self._store, "PRAGMA page_size")[0]
+        if done < frames and size >= HELD_UP_BYTES and not self._held_up:
+            self._held_up = True
+            self._on_held_up(size)
 
 
-def fill_store(
+def read_page(store: sqlite3.Connection, page: Page) -> list[Plan]:
+    """Read and plan the open rows of a page, one by one, with no payload kept.
+
+    SQLite's own decoding is the fast one; where a text is not UTF-8 the page is read again.
+    """
+    store.text_factory = str
+    try:
+        return _read_and_plan(store, page)
+    except sqlite3.OperationalError as error:
+        if primary_code(error) is not None:  # an error of SQLite's, not of Python's decoding
+            raise
+    except sqlite3.DataError as error:
+        raise StoreError(
+            f"the row that is to be filled after audit_id {_last_readable(store, page)} is longer "
+            f"than this SQLite reads ({error}): fill or delete it elsewhere, then run again"
+        ) from error
+    finally:
+        store.text_factory = decode_text
+    return _read_and_plan(store, page)
+
+
+def _read_and_plan(store: sqlite3.Connection, page: Page) -> list[Plan]:
+    seen = data_version(store)
+    plans = []
+    for row in store.execute(READ_PAGE, {"first": page.first, "last": page.last}):
+        if row[0] > page.last:
+            break
+        plans.append(plan_row(row, seen))
+    return plans
+
+
+def _last_readable(store: sqlite3.Connection, page: Page) -> int:
+    """Return the audit_id before the first row of a page that cannot be read."""
+    store.text_factory = bytes
+    readable = page.first - 1
+    with suppress(sqlite3.DataError):
+        for (audit_id,) in store.execute(READ_IDS, (page.first, page.last)).fetchall():
+            fetch(store, READ_ROW, audit_id)
+            readable = audit_id
+    return readable
+
+
+def backfill_batch(
     store: sqlite3.Connection,
-    reader: sqlite3.Connection,
+    batch: Sequence[Plan],
+    fill_row: str,
+    courtesy: Courtesy,
+    outcomes: list[Plan],
+) -> None:
+    """Write a batch in one transaction: all rows at once, or, if one is refused, one by one.
+
+    `outcomes`, a plan for each row as it was carried out, grows with every transaction that
+    is committed, so that it is right also after an error: sqlite3.Error where the store cannot
+    be written, Interrupted where a signal came while it was locked. A row that is open no more
+    has no outcome.
+    """
+    if all(plan.values == NOTHING for plan in batch):
+        outcomes += batch
+        return
+    with courtesy.transaction():
+        plans = plan_anew(store, batch)
+        filled = fill_at_once(store, plans, fill_row)
+        if not filled and store.in_transaction:
+            store.execute("ROLLBACK")
+    if filled:
+        outcomes += plans
+    else:
+        fill_one_by_one(store, batch, fill_row, courtesy, outcomes)
+
+
+def plan_anew(store: sqlite3.Connection, batch: Sequence[Plan]) -> list[Plan]:
+    """Return the plans of the rows that are still open, as they are now, under the lock.
+
+    Only where another connection has committed since a row was read, it is read again.
+    """
+    now = data_version(store)
+    plans = []
+    for plan in batch:
+        if plan.seen == now:
+            plans.append(plan)
+        elif row := fetch(store, READ_ROW, plan.audit_id):
+            plans.append(plan_row(row, now))
+    return plans
+
+
+def fill_at_once(store: sqlite3.Connection, plans: Sequence[Plan], fill_row: str) -> bool:
+    """Write rows; return False, with some of them written, if one is refused or has changed."""
+    writes = [
+        (*plan.values, plan.audit_id, *plan.standing) for plan in plans if plan.values != NOTHING
+    ]
+    try:
+        return not writes or store.executemany(fill_row, writes).rowcount == len(writes)
+    except sqlite3.Error as error:
+        if is_nobodys_row(error):
+            raise
+        return False
+
+
+def fill_one_by_one(
+    store: sqlite3.Connection,
+    batch: Sequence[Plan],
+    fill_row: str,
+    courtesy: Courtesy,
+    outcomes: list[Plan],
+) -> None:
+    """Write a batch row by row, in one transaction; leave out what the database refuses.
+
+    A refusal by RAISE(ROLLBACK) ends the transaction and undoes what was before it: that is
+    done again in one of its own, and what follows in another.
+    """
+    parts = [range(len(batch))]
+    while parts:
+        part = parts.pop()
+        done: list[Plan] = []
+        with courtesy.transaction():
+            for position, at in enumerate(part):
+                outcome = fill_one(store, batch[at].audit_id, fill_row)
+                if not store.in_transaction:
+                    done = []
+                    parts += filter(None, (part[position + 1 :], part[:position]))
+                if outcome is not None:
+                    done.append(outcome)
+                if not store.in_transaction:
+                    break
+        outcomes += done
+
+
+def fill_one(store: sqlite3.Connection, audit_id: int, fill_row: str) -> Plan | None:
+    """Write one row as it is now; return what became of it, None if it is open no more."""
+    row = fetch(store, READ_ROW, audit_id)
+    if row is None:
+        return None
+    plan = plan_row(row, 0)
+    if plan.values == NOTHING:
+        return plan
+    store.execute("SAVEPOINT one_row")
+    try:
+        if not store.execute(fill_row, (*plan.values, audit_id, *plan.standing)).rowcount:
+            plan = refuse(plan, "the update was ignored, by a trigger")
+    except sqlite3.Error as error:
+        if is_nobodys_row(error):
+            raise
+        if store.in_transaction:
+            store.execute("ROLLBACK TO one_row")
+        plan = refuse(plan, str(error))
+    if store.in_transaction:
+        store.execute("RELEASE one_row")
+    return plan
+
+
+def is_nobodys_row(error: sqlite3.Error) -> bool:
+    """Whether an error while a row is written is not that row's, and ends the run."""
+    code = primary_code(error)
+    missing = code == sqlite3.SQLITE_ERROR and str(error).startswith(MISSING)
+    return missing or code is None or code in NOBODYS_ROW
+
+
+# --- The run -------------------------------------------------------------------------------------
+
+
+def utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass
+class Summary:
+    """The figures of a run; they hold at every moment of it, also after a failure."""
+
+    db_path: str
+    dry_run: bool
+    batch_size: int
+    started_at: str = field(default_factory=utc_now)
+    status: str = "failed"
+    error: str | None = None
+    backup: Path | None = None
+    pages: list[Page] | None = None  # None before the rows are counted
+    batches: int = 0
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    examples: dict[Kind, Plan] = field(default_factory=dict)
+    left_open: Counter[int] = field(default_factory=Counter)  # rows left NULL, by page
+    gone: int = 0
+    appeared: int = 0  # rows that were not among those to fill, but are
+    recount: list[Page] | None = None  # of `pages`, what they hold at the end
+    undone: int = 0
+    elapsed_seconds: float = 0.0
+    interrupted_by: str | None = None  # the name of a signal
+
+    def add(self, outcomes: Iterable[Plan]) -> None:
+        """Count what became of rows."""
+        for plan in outcomes:
+            if not self.kinds[plan.kind]:
+                self.examples[plan.kind] = plan
+            self.kinds[plan.kind] += 1
+            if plan.kind.left_null is not None:
+                self.left_open[self._page_of(plan.audit_id)] += 1
+
+    def _page_of(self, audit_id: int) -> int:
+        return bisect_right(self.pages or [], audit_id, key=attrgetter("first")) - 1
+
+    @property
+    def reached(self) -> int:
+        """Rows to fill that the run has come to."""
+        return self.kinds.total() + self.gone
+
+    @property
+    def to_fill(self) -> int:
+        return sum(page.open_rows for page in self.pages or []) + self.appeared
+
+    @property
+    def already_filled(self) -> int:
+        return sum(page.supervisor_rows - page.open_rows for page in self.pages or [])
+
+    @property
+    def supervisor_rows(self) -> int:
+        return self.already_filled + self.to_fill
+
+    def left_null(self, reason: str | None) -> int:
+        """How many rows stayed NULL for this reason; for None, how many were filled."""
+        return sum(number for kind, number in self.kinds.items() if kind.left_null == reason)
+
+    @property
+    def filled(self) -> int:
+        return self.left_null(None)
+
+    @property
+    def wrote(self) -> bool:
+        """Whether a value was written, or would be."""
+        return any(kind.sources != NOTHING for kind in self.kinds)
+
+    def sources(self) -> dict[str, dict[str, int]]:
+        """How many values of each column were written from each field."""
+        return {
+            column: {
+                name: sum(n for kind, n in self.kinds.items() if kind.sources[at] == name)
+                for name in (*names, FALLBACK)
+            }
+            for at, (column, names) in enumerate(FIELDS.items())
+        }
+
+    def unusable(self) -> dict[str, int]:
+        """In how many rows a payload field was passed over, for each column."""
+        return {
+            column: sum(n for kind, n in self.kinds.items() if kind.passed_over[at] is not None)
+            for at, column in enumerate(FIELDS)
+        }
+
+    @property
+    def coverage_before(self) -> float | None:
+        return None if self.pages is None else percent(self.already_filled, self.supervisor_rows)
+
+    @property
+    def coverage_after(self) -> float | None:
+        """Percent of the Supervisor's rows with both columns set, as counted again if need be."""
+        if self.pages is None:
+            return None
+        if self.recount is None:
+            filled = self.already_filled + self.filled
+            return percent(filled, self.supervisor_rows - self.gone)
+        rows = sum(page.supervisor_rows for page in self.recount)
+        return percent(rows - sum(page.open_rows for page in self.recount), rows)
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.reached / self.elapsed_seconds if self.elapsed_seconds else 0.0
+
+    def as_json(self) -> dict[str, object]:
+        """The summary's JSON object."""
+        return {
+            "status": self.status,
+            "db_path": self.db_path,
+            "dry_run": self.dry_run,
+            "batch_size": self.batch_size,
+            "batches": self.batches,
+            "supervisor_rows": self.supervisor_rows,
+            "already_filled": self.already_filled,
+            "to_fill": self.to_fill,
+            "filled": self.filled,
+            "left_null": {reason: self.left_null(reason) for reason in LEFT_NULL},
+            "gone": self.gone,
+            "undone": self.undone,
+            "sources": self.sources(),
+            "unusable": self.unusable(),
+            "coverage_before_pct": self.coverage_before,
+            "coverage_after_pct": self.coverage_after,
+            "elapsed_seconds": round(self.elapsed_seconds, 3),
+            "rows_per_second": round(self.rows_per_second, 1),
+            "version": __version__,
+            "started_at": self.started_at,
+            "error": self.error,
+            "backup": None if self.backup is None else str(self.backup),
+        }
+
+
+def percent(part: int, whole: int) -> float:
+    """`part` of `whole` in percent, rounded down: 100 means all. Of nothing, all is done."""
+    return part * 1_000_000 // whole / 10_000 if whole else 100.0
+
+
+def fill_rows(
+    store: sqlite3.Connection,
+    fill_row: str,
     summary: Summary,
     courtesy: Courtesy,
-    wait: LockWait,
+    patience: Patience,
     on_batch: Callable[[Sequence[Plan]], None],
 ) -> None:
     """Go through all rows to fill, batch by batch, and keep `summary` up to date.
 
     A dry run does the same without writing. Calls on_batch(outcomes) after each batch.
-    Raises sqlite3.Error, or Interrupted between two batches.
-
-    `reader` reads the payloads: a connection of its own, which then reads ahead,
-    or `store`, where a reader would stand in the way of a COMMIT (rollback journal).
+    Raises sqlite3.Error, StoreError, or Interrupted between two batches.
     """
-    if summary.survey is None:
-        raise ValueError("the store has not been surveyed")
-    tally = summary.tally
-    batches = read_batches(reader, summary.survey, summary.batch_size, wait)
-    if reader is not store:
-        batches = read_ahead(batches, courtesy.in_company)
-    with closing(batches):  # lets the thread end before its connection is closed
-        for batch in batches:
-            outcomes: list[Plan] = []
-            wait.interruption.check()
-            try:
-                if summary.dry_run:
-                    outcomes += batch
-                else:
-                    courtesy.rest()
-                    wait.interruption.check()
-                    courtesy.note(backfill_batch(store, batch, wait, outcomes))
-                tally.batches += 1
-                tally.rows += len(batch)
-            finally:
-                tally.add(outcomes)
-                on_batch(outcomes)
-    summary.elsewhere = max(0, summary.to_fill - tally.kinds.total())
+    plans = read_plans(store, summary, patience)
+    while batch := list(itertools.islice(plans, min(summary.batch_size, sys.maxsize))):
+        patience.check()
+        outcomes: list[Plan] = []
+        try:
+            if summary.dry_run:
+                outcomes += batch
+            else:
+                backfill_batch(store, batch, fill_row, courtesy, outcomes)
+            summary.gone += len(batch) - len(outcomes)
+            summary.batches += 1
+        finally:
+            summary.add(outcomes)
+            on_batch(outcomes)
 
 
-# --- Progress and report -------------------------------------------------------------
+def read_plans(store: sqlite3.Connection, summary: Summary, patience: Patience) -> Iterator[Plan]:
+    """Yield the plans of all rows to fill by ascending rowid; no read is open meanwhile."""
+    for page in summary.pages or []:
+        if page.open_rows:
+            patience.check()
+            plans = patience.wait(read_page, store, page)
+            summary.gone += max(0, page.open_rows - len(plans))
+            summary.appeared += max(0, len(plans) - page.open_rows)
+            yield from plans
 
 
-def printable(value: object, limit: int = 200) -> str:
+class Moment(NamedTuple):
+    """What tells, compared with a later one, whether others were at the store meanwhile."""
+
+    data_version: int  # changes when another connection commits
+    schema_version: int  # changes with the schema
+    file: tuple[int, int] | None  # which file is at the path, None where there is none
+
+
+def moment_of(store: sqlite3.Connection, path: Path) -> Moment:
+    try:
+        status = path.stat()
+        file = (status.st_dev, status.st_ino)
+    except OSError:
+        file = None
+    return Moment(data_version(store), fetch(store, "PRAGMA schema_version")[0], file)
+
+
+def check_result(
+    store: sqlite3.Connection,
+    path: Path,
+    summary: Summary,
+    patience: Patience,
+    before: Moment,
+    on_page: Callable[[int, int], None],
+) -> None:
+    """Count again what others, or a trigger, may have changed since `before`.
+
+    Raises StoreError where rows have a NULL again that the run did not leave there, or where
+    the file is not the one at `path` any more. Calls on_page(pages, pages in all).
+    """
+    now = patience.wait(moment_of, store, path)
+    found = patience.wait(lambda: store.execute(SELECT_TRIGGERS, ("task_audits",)).fetchall())
+    triggers = [printable(name) for (name,) in found]
+    migrated = now.schema_version != before.schema_version
+    if triggers or migrated or now.data_version != before.data_version:
+        count_again(store, summary, patience, on_page, whole=bool(triggers) or migrated)
+    if now.file != before.file:
+        raise StoreError(
+            f"{printable(path, None)} is not the file any more that was filled, but was moved or "
+            "replaced meanwhile: see what the agents use, and run again on that"
+        )
+    if summary.undone:
+        culprit = "another process"
+        if triggers:
+            culprit = f"a trigger ({', '.join(triggers)})"
+        elif migrated:
+            culprit = "a migration"
+        raise StoreError(
+            f"{counted(summary.undone, 'row has', 'rows have')} a NULL again at the end, because "
+            f"{culprit} set them back: see to that, then run again"
+        )
+
+
+def count_again(
+    store: sqlite3.Connection,
+    summary: Summary,
+    patience: Patience,
+    on_page: Callable[[int, int], None],
+    *,
+    whole: bool,
+) -> None:
+    """Count the pages that held rows to fill, or the whole table, as they are now."""
+    pages = list(summary.pages or [])
+    for at, page in enumerate(pages):
+        if whole or page.open_rows:
+            found = list(count_pages(store, page.first, page.last, patience))
+            pages[at] = page._replace(
+                supervisor_rows=sum(part.supervisor_rows for part in found),
+                open_rows=sum(part.open_rows for part in found),
+            )
+            on_page(at + 1, len(pages))
+    summary.recount = pages
+    summary.undone = sum(
+        max(0, page.open_rows - summary.left_open[at]) for at, page in enumerate(pages)
+    )
+
+
+# --- The screen: progress, warnings, the report ------------------------------------------------
+
+
+def printable(value: object, limit: int | None = CUT) -> str:
     """Write a stranger's text so that a terminal or a log takes no harm: rule 7."""
     text = value if isinstance(value, str) else str(value)
-    if len(text) > limit:
+    if limit is not None and len(text) > limit:
         text = text[: limit - 3] + "..."
     if text.isascii() and text.isprintable():
         return text
@@ -1107,213 +1515,364 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def format_percent(value: float) -> str:
+def format_percent(value: float | None) -> str:
     """Write a percentage with one digit, rounded down: `100.0 %` means all."""
-    return f"{math.floor(value * 10) / 10:.1f} %"
+    return "unknown" if value is None else f"{math.floor(value * 10) / 10:.1f} %"
 
 
-def format_progress(label: str, done: int, total: int, unit: str, elapsed: float) -> str:
-    """Write progress as one line: percent, done of total, speed, and time left."""
-    line = f"{label}  {format_percent(percent(done, total))}  {done:,}/{total:,} {unit}"
-    if done and elapsed > 0:
-        line += f"  {done / elapsed:,.0f} {unit}/s"
-        if done < total:
-            line += f"  {format_duration((total - done) * elapsed / done)} left"
-    return line
+def format_progress(
+    label: str, unit: str, done: int, total: int, elapsed: float, width: int | None
+) -> str:
+    """Write progress as one line of less than `width` characters; None: any width, no bar.
+
+    Without a total there is no percentage and no time left. Where the line is too narrow,
+    what is DISPENSABLE goes, the least important first.
+    """
+    full = BAR_WIDTH * done // total if total else 0
+    parts = {
+        "bar": f"[{'#' * full}{'-' * (BAR_WIDTH - full)}]" if total and width is not None else "",
+        "label": f" {label}",
+        "percent": f"  {format_percent(percent(done, total))}" if total else "",
+        "count": f"  {done:,}{f'/{total:,}' if total else ''} {unit}",
+        "rate": f"  {done / elapsed:,.0f} {unit}/s" if done and elapsed > 0 else "",
+        "left": "",
+    }
+    if done < total and parts["rate"]:
+        parts["left"] = f"  {format_duration((total - done) * elapsed / done)} left"
+    for least in DISPENSABLE:
+        if width is not None and len("".join(parts.values()).strip()) >= width:
+            parts[least] = ""
+    return "".join(parts.values()).strip()
 
 
-class Progress:
-    """Progress on a stream: one line that redraws itself on a terminal, sparse lines elsewhere."""
+def write_all(stream: TextIO, text: str) -> None:
+    """Write and flush, waiting for a reader that is slow. Raises OSError."""
+    with suppress(OSError, ValueError, AttributeError):  # no file, or none that can block
+        os.set_blocking(stream.fileno(), True)
+    stream.write(text)
+    stream.flush()
 
-    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+
+class Screen:
+    """stderr: a line of progress, and what is said beside it. What cannot be shown is not.
+
+    On a terminal the line redraws itself, elsewhere it comes every few seconds. `now` is the
+    run's clock, in seconds.
+    """
+
+    def __init__(self, stream: TextIO, now: Callable[[], float], *, quiet: bool) -> None:
         self._stream = stream
+        self._now = now
         self._quiet = quiet
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._label = self._unit = ""
+        self._drawn = False  # there is a line of progress to clear
+        self._label, self._unit = "Opening", ""
         self._done = self._total = 0
-        self._started = self._drawn = 0.0
-        self._shown = -1
+        self._shown: int | None = None  # how far the phase was when last shown
+        self._started = self._next = 0.0
+        self.warnings: Counter[str] = Counter()
 
     def start(self, label: str, unit: str) -> None:
         """Begin a phase of the run."""
         self._label, self._unit = label, unit
         self._done = self._total = 0
-        self._started = self._drawn = time.monotonic()
-        self._shown = -1
+        self._shown = None
+        self._started = self._now()
+        self._next = self._started + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
 
     def update(self, done: int, total: int) -> None:
-        """Take note of where the phase is, and show it when it is time."""
-        self._done, self._total = min(done, total), total
-        if self._shown == self._done:
-            return
-        if time.monotonic() - self._drawn >= (REDRAW_SECONDS if self._live else PLAIN_SECONDS):
-            self._show()
+        """Take note of where the phase is, 0 in all for unknown; show it when it is time."""
+        self._done, self._total = done, total
+        if self._now() >= self._next and self._shown != done:
+            self._show_progress()
 
     def end(self) -> None:
-        """Show where the phase ended, if there was anything to show, and leave the line."""
+        """Show where the phase ended, if that is known, and leave the line."""
         if self._total and self._shown != self._done:
-            self._show()
-        if self._live and self._shown >= 0 and not self._quiet:
-            print(file=self._stream)
-        self._total, self._shown = 0, -1
+            self._show_progress()
+        if self._drawn:
+            self._write("\n")
+        self._drawn = False
 
-    def clear(self) -> None:
-        """Make room for another line."""
-        if self._live and self._shown >= 0 and not self._quiet:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)
-            self._shown, self._drawn = -1, 0.0
+    def waiting(self, seconds: float) -> None:
+        """Show that another process's lock is waited for, and for how long still."""
+        if self._now() >= self._next:
+            left, width = f"{format_duration(seconds)} more", self._width()
+            lines = (
+                f"{self._label}  waiting for another process's lock, {left}",
+                f"waiting, {left}",
+            )
+            self._show(lines[width is not None and len(lines[0]) >= width])
 
-    def _show(self) -> None:
-        self._drawn, self._shown = time.monotonic(), self._done
-        if self._quiet:
-            return
-        elapsed = self._drawn - self._started
-        line = format_progress(self._label, self._done, self._total, self._unit, elapsed)
-        if not self._live:
-            print(line, file=self._stream, flush=True)
-            return
-        width = shutil.get_terminal_size().columns - 1
-        room = min(width - len(line) - 3, BAR_WIDTH)
-        if room >= BAR_WIDTH // 4:
-            full = room * self._done // self._total
-            line = f"[{'#' * full}{'-' * (room - full)}] {line}"
-        print(f"\r\x1b[K{line[:width]}", end="", file=self._stream, flush=True)
-
-
-def format_preview(plan: Plan) -> str:
-    """Write what is to become of a row: both values and the field each comes from."""
-    lines = [f"  audit_id {plan.audit_id}  {printable(plan.event_type)}"]
-    for i, column in enumerate(FIELDS):
-        if plan.standing[i] is not None:
-            text = f"{printable(plan.standing[i])}  (stands already)"
-        elif plan.values[i] is not None:
-            text = f"{printable(plan.values[i])}  from {plan.sources[i]}"
-        else:
-            text = f"NULL  ({printable(plan.reason)})"
-        lines.append(f"    {column:<{COLUMN_WIDTH}}  {text}")
-    return "\n".join(lines)
-
-
-def format_report(summary: Summary) -> str:
-    """Write the summary for people."""
-    tally, dry_run = summary.tally, summary.dry_run
-    title = "Dry run of" if dry_run else "Backfill of"
-    figures = summary.as_json()
-    before, after = figures["coverage_before_pct"], figures["coverage_after_pct"]
-    lines = [
-        f"{title} {printable(summary.db_path)}: {summary.status}"
-        + (", nothing was written" if dry_run else ""),
-        "",
-        _figure("Supervisor rows", summary.supervisor_rows),
-        _figure("  already filled", summary.already_filled),
-        _figure("  to fill", summary.to_fill),
-        _figure("    would be filled" if dry_run else "    filled", summary.filled),
-    ]
-    lines += [
-        _figure(f"    left NULL, {reason}", tally.count(reason)) + f"  {meaning}"
-        for reason, meaning in LEFT_NULL.items()
-    ]
-    if summary.unreached:
-        lines.append(_figure("    not reached", summary.unreached))
-    lines += [
-        f"{'Coverage':<{LABEL_WIDTH}}{_coverage(before)} before, {_coverage(after)} after",
-        "",
-        "Values that would be written, by the field they come from"
-        if dry_run
-        else "Values written, by the field they came from",
-    ]
-    for column in FIELDS:
-        lines.append(f"  {column}")
-        lines += [_figure(f"    {name}", n) for name, n in tally.sources(column).items()]
-    lines += [
-        "",
-        f"{tally.batches:,} batches of up to {summary.batch_size:,} rows in "
-        f"{summary.elapsed_seconds:.1f} s, {summary.rows_per_second:,.0f} rows/s",
-    ]
-    if summary.status == "completed":
-        store = shlex.quote(printable(summary.db_path, limit=4096))
-        lines.append(
-            "To write these values, run again without --dry-run."
-            if dry_run
-            else f"To check the result: sqlite3 {store} < verify_backfill.sql"
+    def _show_progress(self) -> None:
+        elapsed = self._now() - self._started
+        self._shown = self._done
+        self._show(
+            format_progress(
+                self._label, self._unit, self._done, self._total, elapsed, self._width()
+            )
         )
-    return "\n".join(lines)
 
-
-def _figure(label: str, number: int) -> str:
-    return f"{label:<{LABEL_WIDTH}}{number:>{FIGURE_WIDTH},}"
-
-
-def _coverage(value: object) -> str:
-    return format_percent(value) if isinstance(value, float) else "unknown"
-
-
-class TerminalLog(logging.Handler):
-    """Shows the first warnings and counts the others."""
-
-    def __init__(self, stream: TextIO, progress: Progress) -> None:
-        super().__init__(logging.WARNING)
-        self._stream = stream
-        self._progress = progress
-        self._warnings = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._warnings += 1
-        if self._warnings <= TERMINAL_WARNINGS:
-            self._progress.clear()
-            print(f"warning: {record.getMessage()}", file=self._stream, flush=True)
-
-    def say_how_many_more(self, log_file: Path | None) -> None:
-        """Print how many warnings were not shown, and where they are or could have been."""
-        more = self._warnings - TERMINAL_WARNINGS
-        if more > 0:
-            where = f"{printable(log_file)} has" if log_file else "--log-file PATH keeps"
-            print(f"warning: and {more:,} more like these; {where} them all", file=self._stream)
-
-
-class FileLog(logging.Handler):
-    """Writes one line for each warning, and for each row that fell back to created_at."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-        formatter.converter = time.gmtime
-        self.setFormatter(formatter)
-        self._file = path.open("ab", buffering=0)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; one that cannot be written ends the run, for the log must be whole."""
-        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+    def _width(self) -> int | None:
+        if not self._live:
+            return None
         try:
-            self._file.write(line)
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            return 80
+
+    def _show(self, line: str) -> None:
+        self._next = self._now() + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
+        if self._quiet or not self._takes_output():
+            return
+        self._write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
+        self._drawn = self._live
+
+    def _takes_output(self) -> bool:
+        """Whether stderr takes output at once: not after Ctrl-S, not where a pipe is full."""
+        try:
+            return bool(select.select([], [self._stream], [], 0)[1])
+        except (OSError, ValueError):  # not to be told: no file, or Windows
+            return True
+
+    def say(self, text: str) -> None:
+        """Print a line that is an error, or that no --quiet suppresses."""
+        self._write(f"\r\x1b[K{text}\n" if self._drawn else f"{text}\n")
+        if self._drawn:  # it has been cleared away: soon again
+            self._drawn, self._shown, self._next = False, None, 0.0
+
+    def note(self, text: str) -> None:
+        """Print a line, unless --quiet."""
+        if not self._quiet:
+            self.say(text)
+
+    def warn(self, reason: str, text: str) -> None:
+        """Count a warning, and show the first few of each reason."""
+        self.warnings[reason] += 1
+        if self.warnings[reason] <= EXAMPLES:
+            self.note(f"warning: {text}")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # nobody is left to tell; the work goes on
+            write_all(self._stream, text)
+
+
+def describe(plan: Plan, *, fall_backs: bool) -> Iterator[tuple[str, str]]:
+    """Yield what is to be said of a row: a key of SAID, or FALLBACK, and the words."""
+    kind = plan.kind
+    if kind.left_null is not None:
+        why = LEFT_NULL[kind.left_null] + (f": {printable(plan.reason)}" if plan.reason else "")
+        left = " and ".join(
+            column
+            for column, stood, value in zip(FIELDS, plan.standing, plan.values, strict=True)
+            if stood is value is None
+        )
+        yield kind.left_null, f"audit_id {plan.audit_id}: {left} NULL: {why}"
+    if kind.passed_over != NOTHING:
+        for column, source, name, text in zip(
+            FIELDS, kind.sources, kind.passed_over, plan.unusable, strict=True
+        ):
+            if name is not None:
+                yield (
+                    column,
+                    (
+                        f"audit_id {plan.audit_id}: {column} from {source}, "
+                        f"because {name} is no timestamp: {printable(text)}"
+                    ),
+                )
+    if fall_backs and FALLBACK in kind.sources:
+        fell_back = " and ".join(
+            column
+            for column, source in zip(FIELDS, kind.sources, strict=True)
+            if source == FALLBACK
+        )
+        yield FALLBACK, f"audit_id {plan.audit_id}: {fell_back} from {FALLBACK}"
+
+
+def format_counts(warnings: Counter[str], summary: Summary, log_file: Path | None) -> Iterator[str]:
+    """Yield how many warnings of each reason there were, and how many fall-backs."""
+    where = f"{printable(log_file, None)} has" if log_file else "--log-file PATH keeps"
+    for reason, number in warnings.items():
+        yield f"warning: {counted(number, 'row', 'rows')} {SAID[reason]}; {where} a line for each"
+    for column, counts in summary.sources().items():
+        if number := counts[FALLBACK]:
+            yield f"note: {counted(number, 'value', 'values')} of {column} from {FALLBACK}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+class Log:
+    """The record of a run in a file, a line each; nothing where no file is asked for."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._file: io.FileIO | None = None
+
+    def open(self, path: Path) -> None:
+        """Append to a file from now on. Raises OSError, also where it is a pipe nobody reads."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+        self._file = io.FileIO(os.open(path, flags, 0o666), "w")
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(self._file.fileno(), True)
+        self.path = path
+
+    def write(self, lines: Iterable[tuple[str, str]]) -> None:
+        """Write lines, each a level and a text; one that cannot be written ends the run."""
+        if self._file is None:
+            return
+        now = utc_now()
+        text = "".join(f"{now} {level} {words}\n" for level, words in lines)
+        rest = memoryview(text.encode(errors="backslashreplace"))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise StoreError(f"the log file cannot be written: {error.strerror}") from error
+            self.close()
+            raise StoreError(
+                f"the log file {printable(self.path, None)} cannot be written: {error.strerror}: "
+                "make room or name another with --log-file, then run again"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
-        super().close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def log_outcomes(outcomes: Sequence[Plan]) -> None:
-    """Log every row that stays NULL as a warning, and every fall-back to created_at."""
-    for plan in outcomes:
-        if plan.left_null is not None:
-            columns = " and ".join(plan.columns_from(None))
-            log.warning("audit_id %d: %s NULL: %s", plan.audit_id, columns, printable(plan.reason))
-    if log.isEnabledFor(logging.INFO):
-        for plan in outcomes:
-            if FALLBACK in plan.sources:
-                columns = " and ".join(plan.columns_from(FALLBACK))
-                log.info("audit_id %d: %s from %s", plan.audit_id, columns, FALLBACK)
+def format_report(summary: Summary, verdict: str) -> str:
+    """Write the summary for people; what is zero is left out, and the verdict comes last."""
+    dry_run = summary.dry_run
+    lines = [
+        f"{'Dry run of' if dry_run else 'Backfill of'} {printable(summary.db_path, None)}: "
+        f"{summary.status}" + (", nothing was written" if dry_run else ""),
+        "",
+        _figure("Supervisor rows", summary.supervisor_rows),
+        *_figures(
+            ("  already filled", summary.already_filled, ""),
+            ("  to fill", summary.to_fill, ""),
+            ("    would be filled" if dry_run else "    filled", summary.filled, ""),
+            *(
+                (f"    left NULL, {reason}", summary.left_null(reason), words)
+                for reason, words in LEFT_NULL.items()
+            ),
+            ("    gone", summary.gone, "filled by others, deleted or renamed meanwhile"),
+            ("    not reached", summary.to_fill - summary.reached, ""),
+            ("  undone", summary.undone, "have a NULL again"),
+        ),
+        f"{'Coverage':<{LABEL_WIDTH}}{format_percent(summary.coverage_before)} before, "
+        f"{format_percent(summary.coverage_after)} after",
+        "",
+    ]
+    sources = summary.sources()
+    if any(sum(counts.values()) for counts in sources.values()):
+        lines.append(f"Values {'that would be ' if dry_run else ''}written, by their field")
+        for column, counts in sources.items():
+            lines.append(f"  {column}")
+            lines += _figures(*((f"    {name}", number, "") for name, number in counts.items()))
+            passed = summary.unusable()[column]
+            lines += _figures(("    a field passed over", passed, "it is no timestamp"))
+        lines.append("")
+    if summary.backup is not None:
+        lines.append(
+            f"Backup {printable(summary.backup, None)}, {summary.backup.stat().st_size:,} bytes"
+        )
+    lines += [
+        f"{counted(summary.batches, 'batch', 'batches')} of up to {summary.batch_size:,} rows in "
+        f"{summary.elapsed_seconds:.1f} s, {summary.rows_per_second:,.0f} rows/s",
+        "",
+        *(format_preview(summary) if dry_run else ()),
+        verdict,
+    ]
+    return "\n".join(lines)
 
 
-# --- The command line -------------------------------------------------------------------
+def _figure(label: str, number: int, words: str = "") -> str:
+    return f"{label:<{LABEL_WIDTH}}{number:>{FIGURE_WIDTH},}  {words}".rstrip()
+
+
+def _figures(*figures: tuple[str, int, str]) -> list[str]:
+    return [_figure(*figure) for figure in figures if figure[1]]
+
+
+def format_preview(summary: Summary) -> list[str]:
+    """Show a row of each kind, as a run would leave it; the most frequent kinds first."""
+    lines = []
+    for kind, number in summary.kinds.most_common(PREVIEW_KINDS):
+        plan = summary.examples[kind]
+        lines += [
+            f"{counted(number, 'row', 'rows')} like audit_id {plan.audit_id}  "
+            f"{printable(plan.event_type)}",
+            f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(plan.created_at)}",
+        ]
+        for column, stood, value, source, name, text in zip(
+            FIELDS, plan.standing, plan.values, kind.sources, kind.passed_over, plan.unusable,
+            strict=True,
+        ):  # fmt: skip
+            if stood is not None:
+                words = f"{printable(stood)}  (stands already)"
+            elif value is not None:
+                words = f"{value}  from {source}"
+            else:
+                words = f"NULL  ({LEFT_NULL[kind.left_null or '']})"
+            lines.append(f"  {column:<{COLUMN_WIDTH}}  {words}")
+            if name is not None:
+                lines.append(f"  {'':<{COLUMN_WIDTH}}  ({name} passed over: {printable(text)})")
+    if (more := len(summary.kinds) - PREVIEW_KINDS) > 0:
+        lines.append(f"and {counted(more, 'more kind', 'more kinds')} of rows")
+    return [*lines, ""] if lines else []
+
+
+def format_error(summary: Summary) -> str:
+    """Say why a run failed, and what it leaves behind."""
+    stays = ""
+    if summary.pages is not None and (summary.dry_run or not summary.wrote):
+        stays = "; nothing was written"
+    elif summary.reached < summary.to_fill:
+        stays = f"; the {summary.filled:,} rows filled so far stay"
+    if summary.backup is not None:
+        stays += "; the backup stays too: run again without --backup"
+    return f"{summary.error}{stays}"
+
+
+def format_verdict(summary: Summary, how_to_check: str) -> str:
+    """Say in one line how a run ended, with the figures that matter and the next step."""
+    filled = f"{summary.filled:,} of {summary.to_fill:,} rows"
+    if summary.status == "failed":
+        return f"failed: {format_error(summary)}"
+    if summary.status == "interrupted":
+        wrote = summary.wrote and not summary.dry_run
+        again = " without --backup" if summary.backup is not None else ""
+        return (
+            f"interrupted by {summary.interrupted_by}: "
+            f"{f'{filled} filled, which stay' if wrote else 'nothing was written'}; "
+            f"run the same command again{again} to go on"
+        )
+    if not summary.supervisor_rows:
+        return "nothing to do: the store has no rows of the Supervisor: is it the right one?"
+    left = f"{summary.to_fill - summary.filled - summary.gone:,}"
+    left += " would stay NULL" if summary.dry_run else " left NULL"
+    coverage = f"coverage {format_percent(summary.coverage_after)}"
+    if not summary.to_fill:
+        verdict = f"nothing to do: all {summary.supervisor_rows:,} rows are filled"
+    elif not summary.wrote:
+        verdict = f"nothing to do: {left}, {coverage}"
+    elif summary.dry_run:
+        verdict = f"dry run: {filled} would be filled, {left}, {coverage}"
+        how_to_check = "to write them, run again without --dry-run"
+    else:
+        verdict = f"completed: {filled} filled, {left}, {coverage}"
+    return f"{verdict}; {how_to_check}"
+
+
+# --- The command line ---------------------------------------------------------------------------
 
 
 class Options(argparse.Namespace):
     """The command line, parsed."""
 
-    db_path: Path
+    db_path: Path | None
     batch_size: int
     dry_run: bool
     backup: Path | None
@@ -1356,20 +1915,19 @@ def _seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="backfill_audit_decision_fields.py",
+        prog=Path(sys.argv[0]).name or None,
         description="Fill source_event_ts and supervisor_processed_at of an AgentOS audit store "
         "from the JSON payloads beside them. Only NULLs are written; the store may be in use.",
         epilog="Exit code: 0 done, 1 the store cannot be used or the run failed, 2 wrong usage, "
-        "130 or 143 interrupted by SIGINT or SIGTERM. An interrupted or failed run is continued "
-        "by running the same command again.",
+        "129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM. An interrupted or failed run "
+        "is continued by running the same command again (without --backup, if it was made).",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--db-path",
         metavar="PATH",
         type=_path,
-        default=DEFAULT_STORE,
-        help="the store (default %(default)s)",
+        help=f"the store (default {DEFAULT_STORE})",
     )
     parser.add_argument(
         "--batch-size",
@@ -1381,7 +1939,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="write nothing: preview the first rows and report what a run would do",
+        help="write nothing: report what a run would do, and show a row of each kind",
     )
     parser.add_argument(
         "--backup",
@@ -1407,56 +1965,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--log-file",
         metavar="PATH",
         type=_path,
-        help="append every warning to this file, and every fall-back to created_at",
+        help="append a record of the run to this file, with a line for each row left NULL, "
+        "filled from created_at, or with a field passed over",
     )
     parser.add_argument(
         "--json",
         action="store_true",
         help="print the summary as one JSON object, and nothing else, on stdout",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
-
-
-class Console:
-    """What an operator sees during a run, all but the report."""
-
-    def __init__(self, options: Options, summary: Summary, stderr: TextIO) -> None:
-        self.progress = Progress(stderr, quiet=options.quiet)
-        self.warnings = TerminalLog(stderr, self.progress)
-        self._stderr = stderr
-        self._summary = summary
-        self._previewed: int | None = 0 if options.dry_run and not options.json else None
-
-    def say(self, text: str) -> None:
-        """Print a line on stderr."""
-        self.progress.clear()
-        print(text, file=self._stderr, flush=True)
-
-    def show_batch(self, outcomes: Sequence[Plan]) -> None:
-        """Show what a batch came to."""
-        if self._previewed is not None and self._previewed < PREVIEW_ROWS:
-            self._preview(outcomes[: PREVIEW_ROWS - self._previewed])
-        log_outcomes(outcomes)
-        self.progress.update(self._summary.tally.rows, self._summary.to_fill)
-
-    def _preview(self, outcomes: Sequence[Plan]) -> None:
-        self.progress.clear()
-        if not self._previewed:
-            print("The first rows, as a run would fill them:")
-        for plan in outcomes:
-            print(format_preview(plan))
-        sys.stdout.flush()
-        self._previewed = (self._previewed or 0) + len(outcomes)
-
-    def show_end(self, log_file: Path | None) -> None:
-        """End the progress; say how many warnings and fall-backs there were."""
-        self.progress.end()
-        self.warnings.say_how_many_more(log_file)
-        for column in FIELDS:
-            if fell_back := self._summary.tally.sources(column)[FALLBACK]:
-                self.say(f"note: {fell_back:,} values of {column} come from {FALLBACK}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1468,123 +1987,278 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    summary = Summary(str(options.db_path), options.dry_run, options.batch_size)
-    console = Console(options, summary, sys.stderr)
-    interruption = Interruption()
-    try:
-        with interruption.listening():
-            code = _run(options, summary, console, interruption)
+    path = options.db_path or Path(os.path.expanduser(DEFAULT_STORE))  # noqa: PTH111
+    summary = Summary(str(path), options.dry_run, options.batch_size)
+    log = Log()
+    patience = Patience(options.busy_timeout)
+    screen = Screen(sys.stderr, patience.now, quiet=options.quiet)
+    patience.on_wait = screen.waiting
+    with patience.listening():
+        code = run(options, path, summary, screen, log, patience)
+        verdict = format_verdict(summary, how_to_check(path))
+        try:
+            figures = json.dumps(summary.as_json())
+            log.write([("INFO", f"end: {printable(verdict, None)} {figures}")])
+        except StoreError as error:
+            summary.status, summary.error, code = "failed", str(error), EXIT_FAILED
+            verdict = format_verdict(summary, "")
+        log.close()
+        has_report = summary.pages is not None and not options.json
+        if summary.status == "failed":
+            screen.say(f"error: {format_error(summary)}")
+        elif not has_report:
+            screen.note(verdict)
+        try:
             if options.json:
-                print(json.dumps(summary.as_json()))
-            elif summary.survey is not None:
-                print(format_report(summary))
-            sys.stdout.flush()
-    except OSError as error:
-        # Who read our output has gone, or its disk is full.
-        with suppress(OSError):  # stderr may be what is gone: then nobody is left to tell
-            console.say(f"error: the output cannot be written: {error.strerror}")
-        # Python flushes both once more at its end, and would complain or exit with 120.
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return EXIT_FAILED
+                write_all(sys.stdout, json.dumps(summary.as_json()) + "\n")
+            elif has_report:
+                write_all(sys.stdout, format_report(summary, verdict) + "\n")
+        except BrokenPipeError:  # a reader that has seen enough is no error
+            _forget(sys.stdout)
+        except OSError as error:
+            screen.say(f"error: the output cannot be written: {error.strerror}")
+            _forget(sys.stdout)
+            code = code or EXIT_FAILED
     return code
 
 
-def _run(options: Options, summary: Summary, console: Console, interruption: Interruption) -> int:
-    """Do the work, say on stderr how it ended, and return the exit code."""
+def _forget(stream: TextIO) -> None:
+    """Let Python's own flush at the end go nowhere: it would complain, or exit with 120."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run(
+    options: Options, path: Path, summary: Summary, screen: Screen, log: Log, patience: Patience
+) -> int:
+    """Fill the store; say in `summary` how it ended, and return the exit code."""
     try:
-        _backfill(options, summary, console, LockWait(options.busy_timeout, interruption))
+        fill_store(options, path, summary, screen, log, patience)
     except Interrupted:
+        signum = patience.signum or signal.SIGINT
         summary.status = "interrupted"
-        signum = interruption.signum or signal.SIGINT
-        console.say(
-            f"interrupted by {signal.Signals(signum).name}: what was committed stays; "
-            "run the same command again to go on"
-        )
+        summary.interrupted_by = signal.Signals(signum).name
         return EXIT_SIGNAL + signum
-    except (StoreError, sqlite3.Error) as error:
-        stays = f"; the {summary.filled:,} rows filled so far stay" if summary.filled else ""
-        console.say(f"error: {explain(error, options)}{stays}")
+    except (StoreError, sqlite3.Error, OSError, MemoryError) as error:
+        summary.error = explain(error, path, options)
         return EXIT_FAILED
     summary.status = "completed"
     return EXIT_DONE
 
 
-def _backfill(options: Options, summary: Summary, console: Console, wait: LockWait) -> None:
-    """Check the store, back it up, count its rows and fill them."""
-    with ExitStack() as stack:
-        store = open_store(options.db_path, wait, read_only=options.dry_run)
-        stack.enter_context(closing(store))
-        wait(check_schema, store)
-        reader = store
-        if not options.dry_run and is_wal(store, wait):
-            reader = open_store(options.db_path, wait, read_only=True)
-            stack.enter_context(closing(reader))
-        stack.enter_context(_logging_to(console.warnings))
-        if options.log_file is not None:
-            stack.enter_context(_logging_to(_open_log(options.log_file, options.db_path)))
-        if options.backup is not None and not options.dry_run:
-            _back_up(store, options.db_path, options.backup, console.progress, wait)
-        started = time.monotonic()
-        courtesy = Courtesy(store, options.pause, wait)
-        try:
-            console.progress.start("Counting", "audit_ids")
-            summary.survey = survey_store(store, wait, console.progress.update)
-            console.progress.clear()
-            console.progress.start("Dry run" if options.dry_run else "Filling", "rows")
-            fill_store(store, reader, summary, courtesy, wait, console.show_batch)
-            console.progress.update(summary.to_fill, summary.to_fill)
-        finally:
-            summary.elapsed_seconds = time.monotonic() - started
-            console.show_end(options.log_file)
-
-
-def _back_up(
-    store: sqlite3.Connection, path: Path, target: Path, progress: Progress, wait: LockWait
+def fill_store(
+    options: Options, path: Path, summary: Summary, screen: Screen, log: Log, patience: Patience
 ) -> None:
-    progress.start("Backup", "pages")
-    try:
-        make_backup(store, path, target, wait, progress.update)
-    except (OSError, sqlite3.Error) as error:
-        words = error.strerror if isinstance(error, OSError) else printable(error)
-        raise StoreError(
-            f"the backup {printable(target)} cannot be made, so nothing was written: {words}"
-        ) from error
-    finally:
-        progress.end()
+    """Check the store, back it up, count its rows, fill them, and count again if need be."""
+    if options.db_path is None and not path.is_file():
+        raise StoreError(where_the_store_may_be(path))
+    network = check_name(path, read_only=options.dry_run)
+    for option, file in (("--backup", options.backup), ("--log-file", options.log_file)):
+        if file is not None and is_companion(file, path):
+            raise StoreError(
+                f"{option} names a file that SQLite keeps beside the store: name another file"
+            )
+    if options.log_file is not None:
+        open_log(log, options.log_file, path)
+    log.write([("INFO", f"begin: {format_start(options, path)}")])
+    if network is not None:
+        screen.note(f"note: {network}")
+    with closing(open_store(path, patience, read_only=options.dry_run)) as store:
+        fill_row = patience.wait(check_schema, store)
+        before = patience.wait(moment_of, store, path)
+        if options.backup is not None and not options.dry_run:
+            back_up(store, path, options.backup, summary, screen, patience)
+        courtesy = Courtesy(store, options.pause, patience, lambda size: tell_held_up(screen, size))
+
+        def show_batch(outcomes: Sequence[Plan]) -> None:
+            lines = []
+            for plan in outcomes:
+                for reason, words in describe(plan, fall_backs=log.path is not None):
+                    lines.append(("INFO" if reason == FALLBACK else "WARNING", words))
+                    if reason != FALLBACK:
+                        screen.warn(reason, words)
+            log.write(lines)
+            screen.update(summary.reached, summary.to_fill)
+
+        began = patience.now()
+        try:
+            screen.start("Counting", "rows")
+            summary.pages = survey(store, patience, screen.update)
+            screen.start("Dry run" if options.dry_run else "Filling", "rows")
+            fill_rows(store, fill_row, summary, courtesy, patience, show_batch)
+            screen.update(summary.to_fill, summary.to_fill)
+            if not options.dry_run:
+                screen.end()
+                screen.start("Checking", "pages")
+                check_result(store, path, summary, patience, before, screen.update)
+        finally:
+            summary.elapsed_seconds = patience.now() - began
+            screen.end()
+            for line in format_counts(screen.warnings, summary, options.log_file):
+                screen.note(line)
 
 
-def _open_log(path: Path, store: Path) -> FileLog:
+def where_the_store_may_be(path: Path) -> str:
+    """Say that there is nothing at the default path, and where there is."""
+    found = [f"--db-path {shlex.quote(printable(store, None))}" for store in stores_to_be_found()]
+    where = f"found here: {', or '.join(found)}" if found else "none is where AgentOS keeps one"
+    return (
+        f"there is no file {printable(path, None)}, which is the default: "
+        f"name the store with --db-path ({where})"
+    )
+
+
+def is_companion(file: Path, store: Path) -> bool:
+    """Whether `file` is one of the files that SQLite makes and deletes beside the store."""
+    real = os.path.realpath(store)
+    return os.path.realpath(file) in [real + suffix for suffix in COMPANIONS]
+
+
+def open_log(log: Log, path: Path, store: Path) -> None:
     try:
         if path.exists() and path.samefile(store):
             raise StoreError("--log-file names the store itself: name another file")
-        return FileLog(path)
+        log.open(path)
     except OSError as error:
+        unread = " (nobody reads this pipe)" if error.errno == errno.ENXIO else ""
         raise StoreError(
-            f"the log file {printable(path)} cannot be written: {error.strerror}: "
+            f"the log file {printable(path, None)} cannot be written: {error.strerror}{unread}: "
             "name another with --log-file"
         ) from error
 
 
-@contextmanager
-def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    log.propagate = False
-    log.setLevel(logging.INFO if isinstance(handler, FileLog) else logging.WARNING)
-    log.addHandler(handler)
+def format_start(options: Options, path: Path) -> str:
+    """Write what a run was asked to do, for its record."""
+    asked = {
+        "store": os.path.abspath(path),  # noqa: PTH100 - of a folder that is gone, too
+        "dry run": "yes" if options.dry_run else "no",
+        "batch size": options.batch_size,
+        "backup": options.backup or "none",
+        "busy timeout": f"{options.busy_timeout:g} s",
+        "pause": f"{options.pause:g} s",
+    }
+    words = ", ".join(f"{name} {printable(value, None)}" for name, value in asked.items())
+    return f"version {__version__}, {words}"
+
+
+def back_up(
+    store: sqlite3.Connection,
+    path: Path,
+    target: Path,
+    summary: Summary,
+    screen: Screen,
+    patience: Patience,
+) -> None:
+    """Make the backup that was asked for, with progress."""
+    said = False
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if patience.stop_asked and not said:
+            said = True
+            screen.note("note: the process stops as soon as the backup is made")
+        screen.update(done, total)
+
+    screen.start("Backup", "pages")
     try:
-        yield
+        keeps_permissions = make_backup(store, path, target, patience, show)
+    except (OSError, sqlite3.Error) as error:
+        words = error.strerror if isinstance(error, OSError) else printable(error)
+        raise StoreError(
+            f"the backup {printable(target, None)} cannot be made, so nothing was written: "
+            f"{words}: mend that, or name another file with --backup"
+        ) from error
     finally:
-        log.removeHandler(handler)
-        handler.close()
+        screen.end()
+    summary.backup = target
+    if not keeps_permissions:
+        screen.note(
+            f"note: {printable(target.parent, None)} keeps no permissions: see who may read the "
+            "backup there"
+        )
 
 
-def explain(error: Exception, options: Options) -> str:
-    """Say what went wrong and what to do, as one line."""
-    if not isinstance(error, sqlite3.Error):
+def tell_held_up(screen: Screen, size: int) -> None:
+    screen.note(
+        f"note: the -wal has grown to {size / 1e6:,.0f} MB, because another process's open read "
+        "holds up its checkpoint, and it grows until that read ends"
+    )
+
+
+def explain(error: Exception, path: Path, options: Options) -> str:
+    """Say what went wrong and what to do, as one line. Every connection is closed by now."""
+    if isinstance(error, StoreError):
         return str(error)
-    store = printable(options.db_path)
-    advice = ADVICE.get(_code(error) or sqlite3.SQLITE_ERROR, OTHER_ADVICE)
-    return f"{store}: {advice.format(options=options)} ({printable(error)})"
+    words = printable(error if str(error) else type(error).__name__)
+    if isinstance(error, MemoryError):
+        cause = NO_MEMORY
+    elif isinstance(error, OSError):
+        cause = CAUSES_BY_ERRNO.get(error.errno or 0, "the system refused it: mend that, run again")
+    else:
+        name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+        primary = "_".join(name.split("_")[:2])
+        cause = CAUSES.get(name) or CAUSES.get(primary) or CAUSES["SQLITE_ERROR"]
+        if primary in ("SQLITE_ERROR", "SQLITE_CORRUPT"):
+            said = (text for begins, text in CAUSES_BY_WORDS.items() if words.startswith(begins))
+            cause = next(said, cause)
+        if primary_code(error) in ASK_SYSTEM:
+            if len(os.fsencode(os.path.realpath(path))) > LONGEST_PATH:
+                cause = PATH_TOO_LONG
+            cause, system = ask_system(path, cause, read_only=options.dry_run)
+            words += system
+    return f"{printable(path, None)}: {cause.format(timeout=options.busy_timeout)} ({words})"
+
+
+def ask_system(path: Path, cause: str, *, read_only: bool) -> tuple[str, str]:
+    """Open the file, and make one beside it: return the cause that comes to light, else `cause`.
+
+    And the system's own words. Only with every connection closed: closing a file drops this
+    process's locks on it.
+    """
+    what, done = "the file", "read"
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+        if not read_only:
+            done = "written"
+            os.close(os.open(path, os.O_RDWR))
+            what = "its folder, where SQLite keeps the journal,"
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        cause = CAUSES_BY_ERRNO.get(error.errno or 0, cause).format(what=what, done=done)
+        return cause, f"; {error.strerror}"
+    return cause, ""
+
+
+def how_to_check(path: Path) -> str:
+    """Return the next step after a run: a command that works as it stands, or none."""
+    script = find_verification()
+    if script is None:
+        return f"check it with {VERIFICATION}"
+    if script.parent == Path.cwd():
+        script = Path(script.name)
+    store = str(path)
+    if not path.is_absolute() and (store.startswith("-") or ":" in store):
+        store = os.path.join(".", store)  # noqa: PTH118 - Path() would drop the point
+    command = f"sqlite3 {shlex.quote(store)} < {shlex.quote(str(script))}"
+    if not command.isprintable():
+        return f"check it with {printable(script, None)}"
+    if shutil.which("sqlite3") is None:
+        return f"there is no sqlite3 shell here; where there is one: {command}"
+    return f"check it: {command}"
+
+
+def find_verification() -> Path | None:
+    """Return the verification beside this script, or where pip has put it."""
+    beside = Path(__file__).resolve().with_name(VERIFICATION)
+    if beside.exists():
+        return beside
+    from importlib import metadata  # noqa: PLC0415 - slow, and seldom needed
+
+    try:
+        files = metadata.files("backfill-audit-decision-fields") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(f.locate())).resolve() for f in files if f.name == VERIFICATION), None)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Nothing but Python is needed. The stores are made in a temporary folder and remo
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import fcntl
 import io
@@ -16,6 +15,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -85,7 +85,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in summary.items()
-        if key not in ("dry_run", "elapsed_seconds", "rows_per_second")
+        if key not in ("dry_run", "elapsed_seconds", "rows_per_second", "started_at")
     }
 
 
@@ -169,44 +169,85 @@ class StoreTest(unittest.TestCase):
 
 # What is usable as a timestamp, as a JSON value or as created_at: (id, value, written).
 TIMESTAMPS: list[tuple[str, object, str | None]] = [
-    ("Z", "2026-01-05T08:00:11.347000Z", "2026-01-05T08:00:11.347000Z"),
-    ("offset", "2026-01-05T10:00:11+02:00", "2026-01-05T10:00:11+02:00"),
-    ("no offset", "2026-01-05T08:00:11", "2026-01-05T08:00:11"),
-    ("SQLite's form", "2026-01-05 08:00:11", "2026-01-05 08:00:11"),
-    ("a date", "2026-01-05", "2026-01-05"),
-    ("a date without hyphens", "20260105", "20260105"),
-    ("a week", "2026-W02-1", "2026-W02-1"),
-    ("odd separator", "2026-01-05_08:00", "2026-01-05_08:00"),
-    ("epoch seconds", 1769940000, "2026-02-01T10:00:00.000Z"),
-    ("epoch seconds with a fraction", 1769940000.123, "2026-02-01T10:00:00.123Z"),
-    ("epoch milliseconds", 1769940000123, "2026-02-01T10:00:00.123Z"),
-    ("epoch milliseconds as a float", 1769940000123.0, "2026-02-01T10:00:00.123Z"),
-    ("the first second of 2000", 946684800, "2000-01-01T00:00:00.000Z"),
-    ("the last second of 2099", 4102444799, "2099-12-31T23:59:59.000Z"),
-    ("before 2000", 946684799, None),
-    ("after 2099", 4133980801, None),
-    ("milliseconds before 2000", 946684799999, None),
-    ("zero", 0, None),
-    ("negative", -1769940000, None),
-    ("huge", 10**400, None),
-    ("infinite", float("inf"), None),
-    ("not a number", float("nan"), None),
-    ("true", True, None),
-    ("false", False, None),
-    ("null", None, None),
-    ("empty text", "", None),
-    ("blank text", "  ", None),
-    ("a word", "yesterday", None),
-    ("a thirteenth month", "2026-13-01T00:00:00Z", None),
-    ("blank around it", " 2026-01-05T08:00:11Z", None),
-    ("a small z", "2026-01-05T08:00:11z", None),
-    ("not ASCII", "2026-01-05\N{EM DASH}08:00:11", None),
-    ("digits that are not ASCII", "２０２６-01-05T08:00:11Z", None),
-    ("a number as text", "1769940000", None),
-    ("a Z that readers would break", "2026-01-05Z08:00:11", None),
-    ("an object", {"$date": 1769940000}, None),
-    ("a list", [1769940000], None),
-]
+    # AgentOS's own form, to the letter.
+    *(
+        (text, text, text)
+        for text in (
+            "2026-01-05T08:00:11.347000Z",
+            "2026-01-05 08:00:11",
+            "2026-01-05T08:00",
+            "2026-01-05T08:00Z",
+            "2026-01-05T08:00:11.1+02:00",
+            "2026-01-05T08:00:11.123456789-14:59",
+            "2026-01-05 23:59:59+00:00",
+            "2000-01-01T00:00:00Z",
+            "2099-12-31T23:59:59.999999999Z",
+            "2024-02-29T00:00:00Z",
+            "2000-02-29 00:00",
+            "2026-01-31T00:00:00Z",
+            "2026-04-30T00:00:00Z",
+        )
+    ),
+    # Other writers' spellings, rewritten to it.
+    ("white space", " \t\r\n\v\f2026-01-05 08:00:11 \t\r\n\v\f", "2026-01-05T08:00:11"),
+    ("a line feed behind it", "2026-01-05T08:00:11Z\n", "2026-01-05T08:00:11Z"),
+    ("small t and z", "2026-01-05t08:00:11z", "2026-01-05T08:00:11Z"),
+    ("a comma", "2026-01-05 08:00:11,347", "2026-01-05T08:00:11.347"),
+    ("a comma and an offset", "2026-01-05 08:00:11,3 +0100", "2026-01-05T08:00:11.3+01:00"),
+    ("a blank before Z", "2026-01-05 08:00 Z", "2026-01-05T08:00Z"),
+    ("a blank before the offset", "2026-01-05T08:00:11 +02:00", "2026-01-05T08:00:11+02:00"),
+    ("UTC", "2026-01-05 08:00:11 UTC", "2026-01-05T08:00:11Z"),
+    ("UTC without a blank", "2026-01-05T08:00:11.5UTC", "2026-01-05T08:00:11.5Z"),
+    ("an offset without a colon", "2026-01-05T08:00:11-0330", "2026-01-05T08:00:11-03:30"),
+    ("an offset of hours", "2026-01-05 08:00:11+00", "2026-01-05T08:00:11+00:00"),
+    # Numbers.
+    ("seconds", 1769940000, "2026-02-01T10:00:00.000000Z"),
+    ("a fraction of a second", 1769940000.123, "2026-02-01T10:00:00.123000Z"),
+    ("milliseconds", 1769940000123, "2026-02-01T10:00:00.123000Z"),
+    ("milliseconds as a float", 1769940000123.0, "2026-02-01T10:00:00.123000Z"),
+    ("microseconds", 1769940000123456, "2026-02-01T10:00:00.123456Z"),
+    ("nanoseconds", 1769940000123456789, "2026-02-01T10:00:00.123457Z"),
+    ("half a microsecond, to even", 1769940000123456500, "2026-02-01T10:00:00.123456Z"),
+    ("another half, to even", 1769940000123457500, "2026-02-01T10:00:00.123458Z"),
+    ("seconds as text", "1769940000", "2026-02-01T10:00:00.000000Z"),
+    ("a fraction as text", "1769940000.25", "2026-02-01T10:00:00.250000Z"),
+    ("text with white space", " 1769940000123\n", "2026-02-01T10:00:00.123000Z"),
+    ("nine digits", 946684800, "2000-01-01T00:00:00.000000Z"),
+    ("the last second", 4102444799, "2099-12-31T23:59:59.000000Z"),
+    ("rounded up into 2000", 946684799.9999999, "2000-01-01T00:00:00.000000Z"),
+    ("the first millisecond", 946684800000, "2000-01-01T00:00:00.000000Z"),
+    ("the last millisecond", 4102444799999, "2099-12-31T23:59:59.999000Z"),
+    ("the first microsecond", 946684800000000, "2000-01-01T00:00:00.000000Z"),
+    ("the last microsecond", 4102444799999999, "2099-12-31T23:59:59.999999Z"),
+    ("the first nanosecond", 946684799999999500, "2000-01-01T00:00:00.000000Z"),
+    ("the last nanosecond", 4102444799999999499, "2099-12-31T23:59:59.999999Z"),
+    # Unusable.
+    *(
+        (str(value), value, None)
+        for value in (
+            946684799, 4102444800, 946684799999, 4102444800000, 946684799999999,
+            4102444800000000, 946684799999999499, 4102444799999999500, 4102444799.9999999,
+            0, -1769940000, 10**400, 1e308, float("inf"), float("nan"), True, False, None,
+            {"$date": 1769940000}, [1769940000], "", "  ", "yesterday", "1.769940000e9",
+            "+1769940000", "-1769940000", "0769940000", "1769940000.", ".1769940000", "17699400",
+            "17699400001234567890", "1 769940000", "２０２６０００００",
+            "2026-01-05", "2026-01-05 ", "20260105", "20260105T080000Z", "2026-W02-1",
+            "2026-01-05_08:00", "2026-01-05  08:00", "2026-01-05T08", "2026-01-05T08:0",
+            "2026-01-05T08:00:11.", "2026-01-05T08:00.5", "2026-01-05T08:00:11.1234567890",
+            "2004-11-20T03:34:Z", "2026-01-05T08:00:11..5", "2026-01-05T08:00:11 5",
+            "2026-01-05T24:00:00Z", "2026-01-05T08:60:00Z", "2026-01-05T08:00:60Z",
+            "2026-00-05T08:00Z", "2026-13-05T08:00Z", "2026-01-00T08:00Z", "2026-01-32T08:00Z",
+            "2026-02-29T08:00Z", "2026-02-30T08:00Z", "2100-02-28T08:00Z", "1999-12-31T23:59Z",
+            "2026-04-31T08:00Z", "2026-06-31T08:00Z", "2026-09-31T08:00Z", "2026-11-31T08:00Z",
+            "2026-01-05T08:00:11+15:00", "2026-01-05T08:00:11+05:60", "2026-01-05T08:00:11+5",
+            "2026-01-05T08:00:11+05:3", "2026-01-05T08:00:11+05:30:00", "2026-01-05T08:00:11  Z",
+            "2026-01-05T08:00:11\tZ", "2026-01-05T08:00:11 PST", "2026-01-05T08:00:11 utc",
+            "2026-01-05T08:00:11ZZ", "2026-01-05Z08:00:11", "2026-01-05T08:00:11Z\0",
+            "\N{NO-BREAK SPACE}2026-01-05T08:00:11Z", "2026-01-05\N{EM DASH}08:00:11",
+            "２０２６-01-05T08:00:11Z", "2026-01-05T08:00:1１Z",
+        )
+    ),
+]  # fmt: skip
 
 # What is no object, so that only created_at is left: (id, payload).
 WITHOUT_FIELDS: list[tuple[str, object]] = [
@@ -221,6 +262,10 @@ WITHOUT_FIELDS: list[tuple[str, object]] = [
     ("a text", '"2026-01-05T08:00:11Z"'),
     ("true", "true"),
     ("null", "null"),
+    ("white space", "\v\f"),
+    ("500 levels", "[" * 500 + "]" * 500),
+    ("brackets in a text", json.dumps(["[" * 400 + '"' + "{" * 400])),
+    ("brackets side by side", "[" + "[]," * 600 + "[]]"),
 ]
 
 NOT_JSON: list[tuple[str, object]] = [
@@ -231,7 +276,10 @@ NOT_JSON: list[tuple[str, object]] = [
     ("NUL behind it", '{"timestamp": "2026-01-05T08:00:11Z"}\0'),
     ("a byte order mark", "\ufeff{}"),
     ("a control character in a text", '{"timestamp": "\x1b"}'),
-    ("too deep", "[" * 200_000 + "]" * 200_000),
+    ("nested too deep", '{"a": ' * 501 + "1" + "}" * 501),
+    ("nested far too deep", "[" * 200_000 + "]" * 200_000),
+    ("nested too deep, and not closed", "[" * 501),
+    ("an escaped quote before the nesting", '["\\"", ' + "[" * 500 + "]" * 501),
     ("UTF-8 that is none", b'{"timestamp": "\xff"}'),
     ("a BLOB that does not parse", b"\x00\x01\x02"),
     ("UTF-16", '{"timestamp": 1769940000}'.encode("utf-16")),
@@ -317,6 +365,22 @@ class ExtractTimestampsTest(unittest.TestCase):
                 self.assertEqual(self.extract(payload), (None, None))
                 self.assertTrue(backfill.extract_timestamps(payload, CREATED).malformed)
 
+    def test_the_reason_names_what_is_wrong_with_a_payload(self) -> None:
+        for payload, words in (
+            ("{'a': 1}", "Expecting property name enclosed in double quotes (character 1)"),
+            ("{} x", "Extra data (character 2)"),
+            ("\ufeff{}", "it begins with a byte-order mark"),
+            ("[" * 501 + "]" * 501, "it is nested more than 500 levels deep"),
+            (b"\xcc\x0f", "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"),
+        ):
+            with self.subTest(words):
+                self.assertEqual(backfill.extract_timestamps(payload, CREATED).malformed, words)
+
+    def test_the_bound_on_nesting_is_below_every_parsers(self) -> None:
+        code = "import sys, test_backfill as t; t.backfill.extract_timestamps('[' * 10**6, None)"
+        small = f"ulimit -s 1024; exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+        subprocess.run(["sh", "-c", small], check=True, cwd=HERE)
+
     def test_json_in_a_blob_and_blanks_around_json_are_read(self) -> None:
         self.assertEqual(self.extract(SOUND.encode()), (EVENT, DONE))
         self.assertEqual(self.extract(f"\r\n\t {SOUND} \n"), (EVENT, DONE))
@@ -329,13 +393,24 @@ class ExtractTimestampsTest(unittest.TestCase):
         payload = f'{{"timestamp": "{EVENT}", "timestamp": "{DONE}"}}'
         self.assertEqual(self.extract(payload), (CREATED, DONE))
 
-    def test_it_says_which_field_each_value_came_from(self) -> None:
+    def test_one_long_integer_leaves_the_others_exact(self) -> None:
+        payload = f'{{"n": {"9" * 5000}, "source_ts": 1769940000123456789}}'
+        self.assertEqual(self.extract(payload), ("2026-02-01T10:00:00.123457Z", CREATED))
+
+    def test_it_says_which_field_each_value_came_from_and_which_was_passed_over(self) -> None:
         found = backfill.extract_timestamps(json.dumps({"processed_at": DONE}), CREATED)
         self.assertEqual(found.sources, ("created_at", "processed_at"))
+        self.assertEqual(found.passed_over, (None, None))
         found = backfill.extract_timestamps("{}", None)
         self.assertEqual(found.sources, (None, None))
+        payload = {"source_event_ts": "", "source_ts": "PST", "event_timestamp": DONE,
+                   "task_created_at": 7, "timestamp": None}  # fmt: skip
+        found = backfill.extract_timestamps(json.dumps(payload), CREATED)
+        self.assertEqual(found.sources, ("event_timestamp", "created_at"))
+        self.assertEqual(found.passed_over, ("source_event_ts", None))
+        self.assertEqual(found.unusable, ('""', None))
 
-    def test_whatever_it_finds_agentos_can_read(self) -> None:
+    def test_whatever_it_finds_agentos_can_read_as_the_same_moment(self) -> None:
         chance = random.Random(3)
         usable = 0
         for _ in range(20_000):
@@ -348,9 +423,10 @@ class ExtractTimestampsTest(unittest.TestCase):
             value, _ = self.extract(json.dumps({"source_ts": text}), None)
             if value is not None:
                 usable += 1
-                self.assertEqual(value, text)
-                self.assertEqual(read_as_agentos(value), datetime.fromisoformat(value))
-        self.assertGreater(usable, 5000)
+                moment = read_as_agentos(value)
+                if not re.search("[zZ] |[,tz]| [Z+-]", text.strip()):
+                    self.assertEqual(moment, read_as_agentos(text.strip()))
+        self.assertGreater(usable, 4000)
 
 
 # (id, source_event_ts, supervisor_processed_at: the payload's; then what stands; then
@@ -370,7 +446,7 @@ PAIRS: list[tuple[str, tuple[Any, Any], tuple[Any, Any], tuple[Any, Any]]] = [
     ),
     (
         "ours without offset beside one that stands with",
-        ("2026-01-05", None),
+        ("2026-01-05 00:00", None),
         (None, "2026-01-05T09:00:00+01:00"),
         ("2026-01-05T00:00:00Z", "2026-01-05T09:00:00+01:00"),
     ),
@@ -405,22 +481,34 @@ PAIRS: list[tuple[str, tuple[Any, Any], tuple[Any, Any], tuple[Any, Any]]] = [
         ("2026-01-05 08:00:01", "rubbish"),
     ),
     (
-        "beside a BLOB, ours is as extracted",
-        (None, "2026-01-05 08:00:01"),
-        (b"\xff", None),
-        (b"\xff", "2026-01-05 08:00:01"),
-    ),
-    (
         "what readers can read beside it counts, though we would not write it",
         (EVENT, None),
         (None, "2026-01-05\N{EM DASH}08:00"),
         ("2026-01-05T08:00:01", "2026-01-05\N{EM DASH}08:00"),
     ),
     (
-        "what has no instant in UTC is not written",
-        ("0001-01-01T00:00:00+14:00", None),
-        (None, "2026-01-05 08:00:00"),
-        (None, "2026-01-05 08:00:00"),
+        "ours without offset becomes isoformat, to the microsecond",
+        ("2026-01-05 08:00:01.123456789", DONE),
+        (None, None),
+        ("2026-01-05T08:00:01.123456Z", DONE),
+    ),
+    (
+        "an offset beside Z is no difference",
+        ("2026-01-05 08:00:01.5-00:00", DONE),
+        (None, None),
+        ("2026-01-05 08:00:01.5-00:00", DONE),
+    ),
+    (
+        "beside one that stands and is no timestamp of rule 3, by what readers read",
+        (None, "2026-01-05 08:00:01"),
+        ("1999-01-05Z", None),
+        ("1999-01-05Z", "2026-01-05 08:00:01"),
+    ),
+    (
+        "an offset that stands is read with its Z",
+        (None, "2026-01-05 08:00:01"),
+        ("1999-01-05T00:00Z", None),
+        ("1999-01-05T00:00Z", "2026-01-05T08:00:01Z"),
     ),
 ]
 
@@ -445,8 +533,8 @@ class PairTest(StoreTest):
                 self.assertEqual(columns, expected)
 
     def test_every_pair_the_tool_makes_can_be_subtracted(self) -> None:
-        forms = ["2026-01-05", "2026-01-05 08:00:00", "2026-01-05T08:00:00Z", 1769940000, None,
-                 "2026-01-05T08:00:00-03:00", "20260105T080000"]  # fmt: skip
+        forms = ["2026-01-05 08:00:00", "2026-01-05T08:00:00Z", 1769940000, None,
+                 "2026-01-05T08:00:00-03:00", "2026-01-05T08:00"]  # fmt: skip
         written = [form for form in forms if isinstance(form, str)]
         rows = [
             {
@@ -468,6 +556,26 @@ class PairTest(StoreTest):
         self.assertEqual(summary["filled"], len(rows))
         for source, processed in self.columns():
             read_as_agentos(processed) - read_as_agentos(source)
+
+    def test_beside_what_is_no_text_a_row_is_left_alone(self) -> None:
+        for stands in (b"2026-01-05T08:00:01Z", "CAST(x'32ff' AS TEXT)"):
+            with self.subTest(stands):
+                self.path.unlink(missing_ok=True)
+                self.make([{"supervisor_processed_at": "x", "payload": SOUND}, {}])
+                literal = stands if isinstance(stands, str) else f"x'{stands.hex()}'"
+                self.query(
+                    f"UPDATE task_audits SET supervisor_processed_at = {literal} WHERE audit_id = 1"
+                )
+                foretold = self.fill("--dry-run")
+                result = self.tool("--json")
+                self.assertEqual(figures(result.summary), figures(foretold))
+                self.assertEqual(
+                    (result.summary["filled"], result.summary["left_null"]["unreadable"]), (1, 1)
+                )
+                self.assertRegex(
+                    result.err, "audit_id 1: source_event_ts NULL: what stands .* no text: a BLOB"
+                )
+                self.assertEqual(self.query("SELECT source_event_ts FROM task_audits")[0], (None,))
 
 
 # --- Runs -----------------------------------------------------------------------------
@@ -587,10 +695,9 @@ class RunTest(StoreTest):
         commits = []
         write = backfill.backfill_batch
 
-        def watch(store: sqlite3.Connection, batch: Any, *rest: Any) -> float:
-            held = write(store, batch, *rest)
+        def watch(store: sqlite3.Connection, batch: Any, *rest: Any) -> None:
+            write(store, batch, *rest)
             commits.append((len(batch), sum(None not in pair for pair in self.columns())))
-            return held
 
         with mock.patch.object(backfill, "backfill_batch", watch):
             self.fill("--batch-size", 4)
@@ -681,38 +788,45 @@ class RunTest(StoreTest):
     def test_a_numeric_created_at_is_an_epoch(self) -> None:
         self.make([{"payload": "{}", "created_at": 1769940000123}])
         self.fill()
-        self.assertEqual(self.columns(), [("2026-02-01T10:00:00.123Z",) * 2])
+        self.assertEqual(self.columns(), [("2026-02-01T10:00:00.123000Z",) * 2])
 
     def test_rows_that_come_while_it_runs_are_left_to_the_next_run(self) -> None:
         self.make([{}] * 5)
         other = self.connect()
-        survey = backfill.survey_store
+        survey = backfill.survey
 
-        def survey_and_insert(*arguments: Any) -> backfill.Survey:
+        def survey_and_insert(*arguments: Any) -> list[backfill.Page]:
             result = survey(*arguments)
             self.insert(other, [{}] * 3)
             return result
 
-        with mock.patch.object(backfill, "survey_store", survey_and_insert):
+        with mock.patch.object(backfill, "survey", survey_and_insert):
             summary = self.fill("--batch-size", 1)
         self.assertEqual((summary["to_fill"], summary["filled"]), (5, 5))
         self.assertEqual(self.columns()[5:], [(None, None)] * 3)
 
 
 class OtherWriterTest(StoreTest):
-    """What another process writes between our reading of a row and our writing of it."""
+    """What another process does between our reading of a row and our writing of it."""
 
-    def fill_after(self, *statements: str) -> dict[str, Any]:
+    def fill_after(self, *statements: str, code: int = 0) -> dict[str, Any]:
+        """Run the tool; before its first batch is written, another connection has its way."""
         other = self.connect()
         write = backfill.backfill_batch
+        todo = list(statements)
 
-        def others_first(*arguments: Any) -> float:
-            for statement in statements:
-                other.execute(statement)
-            return write(*arguments)
+        def others_first(*arguments: Any) -> None:
+            while todo:
+                other.execute(todo.pop(0))
+            write(*arguments)
 
         with mock.patch.object(backfill, "backfill_batch", others_first):
-            return self.fill()
+            result = self.tool("--json", "--batch-size", 3)
+        self.assertEqual(result.code, code, result.err)
+        summary = result.summary
+        reached = summary["filled"] + sum(summary["left_null"].values()) + summary["gone"]
+        self.assertEqual(reached, summary["to_fill"])
+        return summary
 
     def test_its_value_stays_and_ours_is_matched_to_it(self) -> None:
         self.make([{}, {}])
@@ -728,27 +842,308 @@ class OtherWriterTest(StoreTest):
         self.assertEqual(sum(summary["sources"]["source_event_ts"].values()), 1)
         self.assertEqual(sum(summary["sources"]["supervisor_processed_at"].values()), 1)
 
-    def test_a_row_it_filled_counts_as_filled_but_not_as_written_by_us(self) -> None:
-        self.make([{}, {}])
+    def test_what_it_corrects_is_filled_as_corrected_also_in_a_later_batch(self) -> None:
+        for mode in ("delete", "wal"):
+            with self.subTest(mode):
+                self.path.unlink(missing_ok=True)
+                self.make([{}] * 7, journal_mode=mode)
+                later = json.dumps({"source_ts": CREATED, "processed_at": CREATED})
+                summary = self.fill_after(
+                    f"UPDATE task_audits SET payload = '{later}' WHERE audit_id IN (2, 5)",
+                    "UPDATE task_audits SET payload = 'oops' WHERE audit_id IN (3, 6)",
+                    "UPDATE task_audits SET payload = '{}', created_at = 'x' WHERE audit_id = 7",
+                )
+                self.assertEqual(
+                    self.columns(),
+                    [(EVENT, DONE), (CREATED, CREATED), (None, None), (EVENT, DONE),
+                     (CREATED, CREATED), (None, None), (None, None)],
+                )  # fmt: skip
+                self.assertEqual(summary["left_null"]["malformed_json"], 2)
+                self.assertEqual(summary["left_null"]["no_timestamp"], 1)
+
+    def test_what_it_corrects_while_we_wait_for_the_lock_counts_too(self) -> None:
+        self.make([{}])
+        other = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.addCleanup(other.close)
+        write = backfill.backfill_batch
+
+        def lock_first(*arguments: Any) -> None:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("UPDATE task_audits SET payload = '{}'")
+            timer = threading.Timer(0.3, other.execute, ["COMMIT"])
+            timer.start()
+            write(*arguments)
+            timer.join()
+
+        with mock.patch.object(backfill, "backfill_batch", lock_first):
+            self.fill()
+        self.assertEqual(self.columns(), [(CREATED, CREATED)])
+
+    def test_rows_that_are_open_no_more_are_gone(self) -> None:
+        self.make([{}] * 8)
         summary = self.fill_after(
             "UPDATE task_audits SET source_event_ts = 'x', supervisor_processed_at = 'y'"
-            " WHERE audit_id = 1"
+            " WHERE audit_id = 1",
+            "DELETE FROM task_audits WHERE audit_id = 2",
+            "UPDATE task_audits SET event_type = 'TASK', source_event_ts = 'x' WHERE audit_id = 3",
         )
-        self.assertEqual(self.columns()[0], ("x", "y"))
-        self.assertEqual((summary["filled"], summary["coverage_after_pct"]), (2, 100.0))
-        self.assertEqual(sum(summary["sources"]["source_event_ts"].values()), 1)
+        self.assertEqual(self.columns(), [("x", "y"), ("x", None), *[(EVENT, DONE)] * 5])
+        self.assertEqual((summary["to_fill"], summary["filled"], summary["gone"]), (8, 5, 3))
+        self.assertEqual(summary["supervisor_rows"], 8)
+        self.assertEqual(summary["coverage_after_pct"], 100.0)
+        self.assertEqual(sum(summary["sources"]["source_event_ts"].values()), 5)
 
-    def test_a_row_it_deleted_does_not_disturb(self) -> None:
-        self.make([{}, {}, {}])
-        self.fill_after("DELETE FROM task_audits WHERE audit_id = 2")
-        self.assertEqual(self.columns(), [(EVENT, DONE)] * 2)
+    def test_rows_that_go_before_they_are_read_are_gone_too(self) -> None:
+        self.make([{}] * 5)
+        other = self.connect()
+        survey = backfill.survey
 
-    def test_a_row_that_is_no_longer_the_supervisors_is_left_alone(self) -> None:
-        self.make([{}, {}])
-        self.fill_after(
-            "UPDATE task_audits SET event_type = 'TASK', source_event_ts = 'x' WHERE audit_id = 1"
+        def survey_and_delete(*arguments: Any) -> list[backfill.Page]:
+            result = survey(*arguments)
+            other.execute("DELETE FROM task_audits WHERE audit_id > 3")
+            return result
+
+        with mock.patch.object(backfill, "survey", survey_and_delete):
+            summary = self.fill()
+        self.assertEqual((summary["to_fill"], summary["filled"], summary["gone"]), (5, 3, 2))
+        self.assertEqual(summary["coverage_after_pct"], 100.0)
+
+    def test_a_row_that_appears_among_those_to_fill_is_filled_and_counted(self) -> None:
+        self.make([{}, {"source_event_ts": "x", "supervisor_processed_at": "y"}])
+        other = self.connect()
+        survey = backfill.survey
+
+        def survey_and_empty(*arguments: Any) -> list[backfill.Page]:
+            result = survey(*arguments)
+            other.execute("UPDATE task_audits SET source_event_ts = NULL WHERE audit_id = 2")
+            return result
+
+        with mock.patch.object(backfill, "survey", survey_and_empty):
+            summary = self.fill()
+        self.assertEqual((summary["to_fill"], summary["filled"], summary["gone"]), (2, 2, 0))
+
+    def test_what_a_trigger_does_to_a_later_row_of_the_batch_stays(self) -> None:
+        self.make(
+            [{}] * 3,
+            extra="""CREATE TRIGGER ahead AFTER UPDATE ON task_audits WHEN new.audit_id = 1
+                     BEGIN UPDATE task_audits SET source_event_ts = 'theirs' WHERE audit_id = 3;
+                     END;""",
         )
-        self.assertEqual(self.columns(), [("x", None), (EVENT, DONE)])
+        summary = self.fill()
+        self.assertEqual(self.columns(), [(EVENT, DONE), (EVENT, DONE), ("theirs", DONE)])
+        self.assertEqual(sum(summary["sources"]["source_event_ts"].values()), 2)
+
+
+class TruthTest(StoreTest):
+    """What is said at the end is what stands in the store then."""
+
+    MIGRATE = """
+        ALTER TABLE task_audits RENAME TO old;
+        CREATE TABLE task_audits (audit_id INTEGER PRIMARY KEY, event_type TEXT, payload TEXT,
+            created_at, source_event_ts TEXT, supervisor_processed_at TEXT);
+        INSERT INTO task_audits
+            SELECT audit_id, event_type, payload, created_at, NULL, NULL FROM old;
+        DROP TABLE old;
+    """
+
+    def fill_beside(self, script: str, *options: object, after: int = 2) -> Result:
+        """Run the tool; behind its batch number `after` another connection runs a script."""
+        other = self.connect()
+        write = backfill.backfill_batch
+        batches: list[object] = []
+
+        def others_then(*arguments: Any) -> None:
+            write(*arguments)
+            batches.append(arguments)
+            if len(batches) == after:
+                other.executescript(script)
+
+        with mock.patch.object(backfill, "backfill_batch", others_then):
+            return self.tool("--json", "--batch-size", 10, *options)
+
+    def check_undone(self, result: Result, undone: int, words: str) -> None:
+        self.assertEqual(result.code, 1, result.err)
+        self.assertRegex(
+            result.err, rf"(?m)^error: {undone:,} rows? ha(s|ve) a NULL again .*{words}"
+        )
+        self.assertRegex(result.err, "run again")
+        summary = result.summary
+        self.assertEqual((summary["status"], summary["undone"]), ("failed", undone))
+        self.assertIn(words, summary["error"])
+        open_rows = sum(None in pair for pair in self.columns())
+        coverage = 100 * (len(self.columns()) - open_rows) / len(self.columns())
+        self.assertAlmostEqual(summary["coverage_after_pct"], coverage, places=3)
+
+    def test_a_migration_that_empties_the_columns_is_noticed(self) -> None:
+        self.make([{}] * 25 + [{"source_event_ts": EVENT, "supervisor_processed_at": DONE}] * 3000)
+        result = self.fill_beside(self.MIGRATE)
+        self.check_undone(result, 3020, "a migration set them back")
+        self.assertEqual(self.fill()["filled"], 3020)
+
+    def test_another_process_that_sets_values_back_is_noticed(self) -> None:
+        self.make([{}] * 25 + [{"payload": MALFORMED}] * 3)
+        result = self.fill_beside(
+            "UPDATE task_audits SET source_event_ts = NULL WHERE audit_id IN (2, 4)"
+        )
+        self.check_undone(result, 2, "another process set them back")
+
+    def test_a_trigger_that_puts_the_old_values_back_is_named(self) -> None:
+        self.make(
+            [{}] * 3,
+            extra="""CREATE TRIGGER keep_old AFTER UPDATE OF source_event_ts ON task_audits
+                     WHEN new.audit_id > 1 BEGIN
+                     UPDATE task_audits SET source_event_ts = old.source_event_ts
+                      WHERE audit_id = new.audit_id; END;""",
+        )
+        result = self.tool("--json")
+        self.check_undone(result, 2, "keep_old")
+        self.assertEqual(result.summary["filled"], 3)
+
+    def test_rows_deleted_after_they_were_filled_are_no_part_of_the_coverage(self) -> None:
+        self.make([{}] * 30 + [{"payload": MALFORMED}])
+        result = self.fill_beside("DELETE FROM task_audits WHERE audit_id <= 15")
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual((result.summary["filled"], result.summary["undone"]), (30, 0))
+        self.assertEqual(result.summary["coverage_after_pct"], backfill.percent(15, 16))
+
+    def test_only_what_may_have_changed_is_counted_again(self) -> None:
+        page = backfill.PAGE_ROWS
+        filled = {"source_event_ts": EVENT, "supervisor_processed_at": DONE}
+        trigger = """CREATE TRIGGER t AFTER UPDATE ON task_audits BEGIN SELECT 1; END;"""
+        for name, extra, script, recounted in (
+            ("alone", "", "", 0),
+            ("another process", "", "UPDATE schema_version SET applied_at = 1", 1),
+            ("the schema changed", "", "CREATE TABLE more (x)", 3),
+            ("alone, with a trigger", trigger, "", 3),
+        ):
+            with self.subTest(name):
+                self.path.unlink(missing_ok=True)
+                self.make([filled] * page + [{}] + [filled] * (2 * page - 1), extra=extra)
+                counted = []
+                count = backfill.count_pages
+
+                def counting(*arguments: Any) -> Iterator[backfill.Page]:
+                    for page in count(*arguments):  # noqa: B023
+                        counted.append(page)  # noqa: B023
+                        yield page
+
+                with mock.patch.object(backfill, "count_pages", counting):
+                    result = self.fill_beside(script, after=1)
+                self.assertEqual(result.code, 0, result.err)
+                self.assertEqual(len(counted), 3 + recounted)
+                self.assertEqual(result.summary["coverage_after_pct"], 100.0)
+
+    def test_a_store_that_is_replaced_or_moved_away_meanwhile_is_said(self) -> None:
+        for what in ("replaced", "moved"):
+            with self.subTest(what):
+                self.path.unlink(missing_ok=True)
+                self.make([{}] * 15)
+                write = backfill.backfill_batch
+
+                def move_away(*arguments: Any) -> None:
+                    write(*arguments)  # noqa: B023
+                    if self.path.exists():
+                        self.path.rename(self.folder / f"{what}.db")  # noqa: B023
+                        if what == "replaced":  # noqa: B023
+                            self.make([{}])
+
+                with mock.patch.object(backfill, "backfill_batch", move_away):
+                    result = self.tool("--json")
+                self.assertEqual(result.code, 1)
+                self.assertRegex(result.err, "not the file any more that was filled")
+
+    def test_a_dry_run_that_breaks_off_says_that_nothing_was_written(self) -> None:
+        self.make([{}] * 30)
+        read_page = backfill.read_page
+        pages: list[object] = []
+
+        def fail(*arguments: Any) -> Any:
+            pages.append(arguments)
+            if len(pages) == 2:
+                raise sqlite3.OperationalError("disk I/O error")
+            return read_page(*arguments)
+
+        with (
+            mock.patch.object(backfill, "PAGE_ROWS", 10),
+            mock.patch.object(backfill, "read_page", fail),
+        ):
+            result = self.tool("--dry-run", "--batch-size", 5)
+        self.assertEqual(result.code, 1)
+        self.assertRegex(result.err, "(?m)^error: .*; nothing was written$")
+        self.assertRegex(result.out.splitlines()[-1], "^failed: .*; nothing was written$")
+        self.assertNotIn("so far", result.err + result.out)
+        self.assertRegex(result.out, r"(?m)^    not reached +20$")
+
+
+class PlanTest(StoreTest):
+    """Every statement is a search by audit_id, whatever indexes and statistics there are."""
+
+    INDEXES = (
+        "",
+        "CREATE INDEX i ON task_audits (source_event_ts);",
+        "CREATE INDEX i ON task_audits (source_event_ts) WHERE source_event_ts IS NULL;",
+        "CREATE INDEX i ON task_audits (supervisor_processed_at, source_event_ts, audit_id);",
+        "CREATE INDEX i ON task_audits (event_type) WHERE source_event_ts IS NULL;",
+    )
+
+    def set_statistics(self, rows: int) -> None:
+        self.connect().executescript(
+            f"""ANALYZE; DELETE FROM sqlite_stat1 WHERE tbl <> 'task_audits';
+            UPDATE sqlite_stat1 SET stat = '{rows} 1 1 1';"""
+        )
+
+    def plans(self) -> dict[str, list[str]]:
+        with contextlib.closing(self.connect()) as store:
+            fill_row = backfill.check_schema(store)
+            page = {"first": 0, "last": 0}
+            return {
+                "count": backfill.plan_of(store, backfill.COUNT_PAGE, (0, 0, 0)),
+                "page": backfill.plan_of(store, backfill.READ_PAGE, page),
+                "row": backfill.plan_of(store, backfill.READ_ROW, (0,)),
+                "fill": backfill.plan_of(store, fill_row, (None, None, 0, None, None)),
+            }
+
+    def test_plans(self) -> None:
+        for index in self.INDEXES:
+            for rows in (None, 10**6, 3):
+                with self.subTest(index, rows=rows):
+                    self.path.unlink(missing_ok=True)
+                    filled = {"source_event_ts": EVENT, "supervisor_processed_at": DONE}
+                    self.make([*[{}] * 5, filled], extra=index)
+                    if rows is not None:
+                        self.set_statistics(rows)
+                    for name, steps in self.plans().items():
+                        on_table = [step for step in steps if "task_audits" in step]
+                        self.assertEqual(len(on_table), 1, name)
+                        self.assertRegex(
+                            on_table[0], r"^SEARCH.* USING INTEGER PRIMARY KEY \(rowid[=>]\?\)"
+                        )
+                        self.assertNotRegex(" ".join(steps), "TEMP B-TREE")
+
+    def test_bounds_are_found_at_both_ends_of_the_table(self) -> None:
+        self.make([{}] * 5, extra=self.INDEXES[1])
+        with contextlib.closing(self.connect()) as store:
+            steps = backfill.plan_of(store, backfill.SELECT_BOUNDS, ())
+        self.assertNotRegex(" ".join(steps), "INDEX|B-TREE")
+
+    def test_statistics_of_an_empty_table_are_refused_with_the_cure_where_they_matter(self) -> None:
+        rows = 2 * backfill.PAGE_ROWS + 1
+        filled = {"source_event_ts": EVENT, "supervisor_processed_at": DONE}
+        self.make([*[{}] * rows, filled])
+        self.set_statistics(1)
+        for options in ([], ["--dry-run"]):
+            result = self.tool("--json", *options)
+            self.assertEqual(result.code, 1)
+            self.assertRegex(result.err, "error: .*PRAGMA analysis_limit=1000; ANALYZE task_audits")
+        self.assertEqual(set(self.columns()), {(None, None), (EVENT, DONE)})
+        self.query("ANALYZE task_audits")
+        self.assertEqual(self.fill()["filled"], rows)
+
+    def test_a_table_of_one_page_is_filled_whatever_its_statistics(self) -> None:
+        self.make([*[{}] * 5, {"source_event_ts": EVENT, "supervisor_processed_at": DONE}])
+        self.set_statistics(1)
+        self.assertRegex(self.plans()["page"][0], "^SCAN")
+        self.assertEqual(self.fill()["filled"], 5)
 
 
 # --- The command line ---------------------------------------------------------------------
@@ -776,9 +1171,9 @@ class UsageTest(StoreTest):
                 self.assertIn(words, result.err)
 
     def test_version_and_help_go_to_stdout(self) -> None:
-        self.assertEqual(
-            run("--version").out, f"backfill_audit_decision_fields.py {backfill.__version__}\n"
-        )
+        with mock.patch.object(sys, "argv", ["/usr/local/bin/fill-it"]):
+            self.assertEqual(run("--version").out, f"fill-it {backfill.__version__}\n")
+            self.assertTrue(run("--help").out.startswith("usage: fill-it "))
         result = run("--help")
         self.assertEqual((result.code, result.err), (0, ""))
         for option in ("--db-path", "--batch-size", "--dry-run", "--backup", "--busy-timeout",
@@ -840,26 +1235,29 @@ class BadStoreTest(StoreTest):
             ("INTEGER", ""),
             ("TEXT PRIMARY KEY", ""),
             ("INT PRIMARY KEY", ""),
+            ("INTEGER PRIMARY KEY DESC", ""),
             ("INTEGER", ", PRIMARY KEY (audit_id, event_type)"),
+            ("INTEGER PRIMARY KEY", "WITHOUT ROWID"),
         ):
             with self.subTest(key, constraint=constraint):
                 self.path.unlink(missing_ok=True)
                 self.query(
                     f"CREATE TABLE task_audits (audit_id {key}, event_type, payload, created_at,"
-                    f" source_event_ts, supervisor_processed_at{constraint})"
+                    f" source_event_ts, supervisor_processed_at{constraint}\n)"
+                    if "WITHOUT" not in constraint
+                    else f"CREATE TABLE task_audits (audit_id {key}, event_type, payload,"
+                    " created_at, source_event_ts, supervisor_processed_at) WITHOUT ROWID"
                 )
-                self.query(
-                    "INSERT INTO task_audits VALUES ('a', 'SUPERVISOR_ERROR', '{}', 1, 2, 3)"
-                )
+                self.query("INSERT INTO task_audits VALUES (7, 'SUPERVISOR_ERROR', '{}', 1, 2, 3)")
                 self.refuse("audit_id is not the INTEGER PRIMARY KEY")
 
     def test_a_view_or_a_virtual_table_by_that_name(self) -> None:
         columns = ("audit_id", "event_type", "payload", "created_at", *COLUMNS)
         self.query("CREATE VIEW task_audits AS SELECT " + ", ".join(f"1 AS {c}" for c in columns))
-        self.refuse("is a view or a virtual table")
+        self.refuse("no table task_audits")
         self.query("DROP VIEW task_audits")
         self.query(f"CREATE VIRTUAL TABLE task_audits USING fts5({', '.join(columns)})")
-        self.refuse("is a view or a virtual table")
+        self.refuse("is not the INTEGER PRIMARY KEY of an ordinary table")
 
     def test_versions_compare_as_numbers(self) -> None:
         for versions, accepted in (
@@ -871,6 +1269,13 @@ class BadStoreTest(StoreTest):
             (["0.9.0", "0.100.0"], True),
             (["1.0.0"], True),
             (["0.9.0", "latest", "0.24.0"], True),
+            (["0.20.0-v20"], False),
+            (["20"], False),
+            (["v9", " v20 "], False),
+            (["49"], True),
+            (["v66"], True),
+            (["0.9.0", "0.99.0-v99"], True),
+            (["9" * 5000], True),
             (["latest"], True),
             ([], True),
         ):
@@ -934,20 +1339,24 @@ class OutputTest(StoreTest):
             self.assertEqual(
                 list(summary),
                 ["status", "db_path", "dry_run", "batch_size", "batches", "supervisor_rows",
-                 "already_filled", "to_fill", "filled", "left_null", "sources",
-                 "coverage_before_pct", "coverage_after_pct", "elapsed_seconds",
-                 "rows_per_second"],
+                 "already_filled", "to_fill", "filled", "left_null", "gone", "undone", "sources",
+                 "unusable", "coverage_before_pct", "coverage_after_pct", "elapsed_seconds",
+                 "rows_per_second", "version", "started_at", "error", "backup"],
             )  # fmt: skip
             self.assertEqual(
-                list(summary["left_null"]), ["malformed_json", "no_timestamp", "refused"]
+                list(summary["left_null"]),
+                ["malformed_json", "no_timestamp", "unreadable", "refused"],
             )
+            self.assertEqual(list(summary["unusable"]), list(COLUMNS))
+            self.assertEqual((summary["version"], summary["error"]), (backfill.__version__, None))
+            self.assertRegex(summary["started_at"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
             self.assertEqual(
                 {column: list(names) for column, names in summary["sources"].items()},
                 {column: [*names, "created_at"] for column, names in backfill.FIELDS.items()},
             )
             self.assertEqual(summary["dry_run"], bool(options))
 
-    def test_the_report_shows_the_same_facts(self) -> None:
+    def test_the_report_shows_the_same_facts_and_leaves_out_what_is_zero(self) -> None:
         sample_store.make_store(self.path, rows=1000)
         report = self.tool("--dry-run").out
         summary = self.fill("--dry-run")
@@ -957,60 +1366,203 @@ class OutputTest(StoreTest):
             ("to fill", summary["to_fill"]),
             ("would be filled", summary["filled"]),
             *((f"left NULL, {key}", number) for key, number in summary["left_null"].items()),
+            ("gone", 0),
+            ("undone", 0),
+            ("not reached", 0),
         ):
-            self.assertRegex(report, rf"(?m)^ *{label} +{figure:,}\b")
-        for names in summary["sources"].values():
+            line = rf"(?m)^ *{label} +{figure:,}\b"
+            (self.assertRegex if figure else self.assertNotRegex)(report, line)
+        for column, names in summary["sources"].items():
             for name, number in names.items():
-                self.assertRegex(report, rf"(?m)^ +{name} +{number:,}$")
+                line = rf"(?m)^    {name} +{number:,}$"
+                (self.assertRegex if number else self.assertNotRegex)(report, line)
+            self.assertRegex(report, rf"a field passed over +{summary['unusable'][column]}  it is")
 
-    def test_a_dry_run_previews_the_first_rows(self) -> None:
+    def test_a_field_that_is_passed_over_is_counted_and_named(self) -> None:
+        self.make(
+            [
+                {"payload": '{"source_event_ts": "2026-02-01 10:00:00 PST", "timestamp": 7}'},
+                {"payload": '{"source_event_ts": "\\u001b[2J"}', "source_event_ts": EVENT},
+                {"payload": '{"source_event_ts": "", "timestamp": null}', "created_at": "?"},
+                {"payload": f'{{"source_ts": {{}}, "task_created_at": "{EVENT}"}}'},
+            ]
+        )
+        log_file = self.folder / "run.log"
+        result = self.tool("--json", "--log-file", log_file)
+        self.assertEqual(
+            result.summary["unusable"], {"source_event_ts": 2, "supervisor_processed_at": 1}
+        )
+        for line in (
+            "audit_id 1: source_event_ts from created_at, because source_event_ts is no timestamp:"
+            ' "2026-02-01 10:00:00 PST"',
+            "audit_id 1: supervisor_processed_at from created_at, because timestamp is no"
+            " timestamp: 7",
+            "audit_id 4: source_event_ts from task_created_at, because source_ts is no timestamp:"
+            " {}",
+        ):
+            self.assertIn(f"\nwarning: {line}\n", f"\n{result.err}")
+            self.assertIn(f" WARNING {line}\n", log_file.read_text())
+        self.assertRegex(result.err, "warning: 2 rows with a field for source_event_ts that is no")
+
+    def test_a_dry_run_shows_a_row_of_each_kind_behind_the_figures(self) -> None:
         self.make(
             [
                 {"audit_id": 7, "payload": f'{{"timestamp": "{DONE}"}}'},
-                {"audit_id": 8, "payload": MALFORMED},
+                {"audit_id": 8, "payload": MALFORMED, "created_at": "\x1b[2J"},
                 {"audit_id": 9, "source_event_ts": EVENT, "event_type": "SUPERVISOR_\x1b[2J"},
+                {"audit_id": 10, "payload": f'{{"timestamp": 5, "processed_at": "{DONE}"}}'},
+                {"audit_id": 11, "payload": f'{{"processed_at": 5, "timestamp": "{DONE}"}}'},
                 *[{}] * 10,
+                *[{"payload": f'{{"timestamp": "{DONE}"}}'}] * 5,
             ]
         )
         for size in (1, 1000):
             out = self.tool("--dry-run", "--batch-size", size).out
-            preview = re.split("\n(?=  audit_id )", out.partition("\nDry run of")[0])[1:]
-            self.assertEqual(len(preview), backfill.PREVIEW_ROWS)
-            self.assertIn("audit_id 7  SUPERVISOR_ALLOWED", preview[0])
-            self.assertRegex(preview[0], rf"source_event_ts +{CREATED}  from created_at")
-            self.assertRegex(preview[0], rf"supervisor_processed_at +{DONE}  from timestamp")
-            self.assertIn("NULL  (payload is not JSON", preview[1])
-            self.assertIn(r"SUPERVISOR_\x1b[2J", preview[2])
-            self.assertRegex(preview[2], rf"source_event_ts +{EVENT}  \(stands already\)")
+            kinds = re.split(r"\n(?=[\d,]+ rows? like audit_id )", out)[1:]
+            self.assertEqual(
+                [kind.partition("\n")[0] for kind in kinds],
+                ["10 rows like audit_id 12  SUPERVISOR_ALLOWED",
+                 "6 rows like audit_id 7  SUPERVISOR_ALLOWED",
+                 "1 row like audit_id 8  SUPERVISOR_ALLOWED",
+                 r"1 row like audit_id 9  SUPERVISOR_\x1b[2J",
+                 "1 row like audit_id 10  SUPERVISOR_ALLOWED",
+                 "1 row like audit_id 11  SUPERVISOR_ALLOWED"],
+            )  # fmt: skip
+            self.assertRegex(kinds[1], rf"created_at +{CREATED}\n")
+            self.assertRegex(kinds[1], rf"source_event_ts +{CREATED}  from created_at\n")
+            self.assertRegex(kinds[1], rf"supervisor_processed_at +{DONE}  from timestamp$")
+            self.assertRegex(kinds[2], r"created_at +\\x1b\[2J\n")
+            self.assertRegex(kinds[2], r"source_event_ts +NULL  \(the payload is not JSON\)\n")
+            self.assertRegex(kinds[3], rf"source_event_ts +{EVENT}  \(stands already\)\n")
+            self.assertRegex(kinds[5], r"\n +\(processed_at passed over: 5\)\n")
+            self.assertRegex(out.splitlines()[-1], "^dry run: 19 of 20 rows would be filled, 1 ")
 
-    def test_the_terminal_shows_20_warnings_and_the_log_file_all(self) -> None:
-        self.make([{"payload": MALFORMED}] * 30)
+    def test_ten_kinds_at_most_are_shown_and_the_others_counted(self) -> None:
+        names = list(backfill.FIELDS["source_event_ts"])
+        done = list(backfill.FIELDS["supervisor_processed_at"])
+        self.make(
+            {"payload": json.dumps({a: EVENT, b: DONE})} for a in names for b in [*done, "none"]
+        )
+        out = self.tool("--dry-run").out
+        self.assertEqual(len(re.findall("(?m)^1 row like audit_id", out)), 10)
+        self.assertIn("\nand 6 more kinds of rows\n", out)
+
+    def test_the_last_line_is_the_verdict(self) -> None:
+        filled = {"source_event_ts": EVENT, "supervisor_processed_at": DONE}
+        odd = {"payload": MALFORMED}
+        check = (
+            rf"check it: sqlite3 {re.escape(shlex.quote(str(self.path)))} < verify_backfill\.sql"
+        )
+        for name, rows, options, verdict in (
+            ("done", [{}, {}, odd], [],
+             f"completed: 2 of 3 rows filled, 1 left NULL, coverage 66.6 %; {check}"),
+            ("dry", [{}, odd], ["--dry-run"],
+             "dry run: 1 of 2 rows would be filled, 1 would stay NULL, coverage 50.0 %; "
+             "to write them, run again without --dry-run"),
+            ("all filled", [filled], [], f"nothing to do: all 1 rows are filled; {check}"),
+            ("all filled, dry", [filled], ["--dry-run"],
+             f"nothing to do: all 1 rows are filled; {check}"),
+            ("none to be filled", [odd, filled], [],
+             f"nothing to do: 1 left NULL, coverage 50.0 %; {check}"),
+            ("no rows", [], [],
+             r"nothing to do: the store has no rows of the Supervisor: is it the right one\?"),
+        ):  # fmt: skip
+            with self.subTest(name), contextlib.chdir(HERE):
+                self.path.unlink(missing_ok=True)
+                self.make(rows)
+                shutil.copy(self.path, self.folder / "copy.db")
+                result = self.tool(*options)
+                self.assertEqual(result.code, 0)
+                self.assertRegex(result.out.splitlines()[-1], f"^{verdict}$")
+                shutil.copy(self.folder / "copy.db", self.path)
+                err = self.tool("--json", *options).err
+                self.assertRegex(err.splitlines()[-1], f"^{verdict}$")
+                shutil.copy(self.folder / "copy.db", self.path)
+                self.assertEqual(self.tool("--json", "--quiet", *options).err, "")
+
+    def test_the_next_step_is_a_command_that_works_or_none(self) -> None:
+        for name in ("-x.db", "a:b", "with space.db", "'q'.db", "ümläut.db"):
+            with self.subTest(name), contextlib.chdir(self.folder):
+                self.make([{}], path=Path(name))
+                out = run(f"--db-path={name}").out
+                command = out.rpartition("check it: ")[2]
+                if SHELL is not None:
+                    said = subprocess.run(
+                        ["sh", "-c", command], check=True, capture_output=True, text=True
+                    )
+                    self.assertIn("1  coverage", said.stdout)
+        with contextlib.chdir(self.folder):
+            self.make([{}], path=Path("new\nline.db"))
+            self.assertRegex(
+                run("--db-path", "new\nline.db").out, r"check it with /.*verify_backfill\.sql\n\Z"
+            )
+            with mock.patch.object(shutil, "which", return_value=None):
+                self.assertIn("no sqlite3 shell here", run("--db-path", "a:b").out)
+            with mock.patch.object(backfill, "VERIFICATION", "absent.sql"):
+                self.assertRegex(run("--db-path", "a:b").out, "check it with absent.sql\n$")
+
+    def test_the_terminal_shows_three_rows_of_each_reason_and_counts_all(self) -> None:
+        self.make([{"payload": MALFORMED}] * 30 + [{"payload": "{}", "created_at": "x"}] * 4 + [{}])
         log_file = self.folder / "run.log"
         result = self.tool("--log-file", log_file)
-        self.assertEqual(len(re.findall(r"(?m)^warning: audit_id", result.err)), 20)
-        self.assertRegex(result.err, r"and 10 more like these; .*run\.log has them all\n")
+        self.assertEqual(len(re.findall(r"(?m)^warning: audit_id \d+: .*not JSON", result.err)), 3)
+        self.assertEqual(
+            len(re.findall(r"(?m)^warning: audit_id \d+: .* no usable", result.err)), 3
+        )
+        self.assertRegex(
+            result.err,
+            r"warning: 30 rows left NULL: the payload is not JSON; .*run\.log has a line",
+        )
+        self.assertRegex(result.err, "warning: 4 rows left NULL: no usable timestamp")
         lines = log_file.read_text().splitlines()
-        self.assertEqual(len(lines), 30)
-        for audit_id, line in enumerate(lines, 1):
+        self.assertEqual(len(lines), 36)
+        for audit_id, line in enumerate(lines[1:31], 1):
             self.assertRegex(line, rf"^\d{{4}}-\S+Z WARNING audit_id {audit_id}: .*not JSON")
-        self.assertIn("10 more like these; --log-file PATH keeps them all\n", self.tool().err)
+        self.query("UPDATE task_audits SET payload = '{}' WHERE audit_id > 1")
+        self.assertIn(
+            "warning: 1 row left NULL: the payload is not JSON; --log-file PATH keeps a line",
+            self.tool().err,
+        )
+
+    def test_the_log_file_is_the_record_of_each_run(self) -> None:
+        self.make([{}, {"payload": MALFORMED}])
+        log_file = self.folder / "run.log"
+        self.tool("--log-file", log_file, "--dry-run", "--pause", 0.5)
+        summary = self.fill("--log-file", log_file)
+        with contextlib.closing(self.connect()) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            self.tool("--log-file", log_file, "--busy-timeout", 0)
+        lines = log_file.read_text().splitlines()
+        begins = [line.split(" ", 1)[1] for line in lines if "INFO begin: " in line]
+        ends = [line.split(" ", 1)[1] for line in lines if "INFO end: " in line]
+        self.assertEqual((len(begins), len(ends), len(lines)), (3, 3, 8))
+        store = f"version {backfill.__version__}, store {self.path}, "
+        self.assertEqual(
+            begins[0], f"INFO begin: {store}dry run yes, batch size 1000, backup none,"
+            " busy timeout 30 s, pause 0.5 s",
+        )  # fmt: skip
+        self.assertTrue(begins[1].startswith(f"INFO begin: {store}dry run no, "))
+        self.assertRegex(ends[0], "^INFO end: dry run: 1 of 2 rows would be filled")
+        self.assertRegex(ends[1], "^INFO end: completed: 1 of 2 rows filled")
+        self.assertRegex(ends[2], "^INFO end: failed: .*lock")
+        self.assertEqual(json.loads(ends[1][ends[1].index("{") :]), summary)
 
     def test_fall_backs_are_a_line_each_in_the_log_file_and_one_per_column_here(self) -> None:
         self.make([{"payload": "{}"}, {"payload": f'{{"timestamp": "{DONE}"}}'}, {}])
         log_file = self.folder / "run.log"
         result = self.tool("--log-file", log_file)
         self.assertEqual(
-            [line.split(" ", 2)[2] for line in log_file.read_text().splitlines()],
+            [line.split(" ", 1)[1] for line in log_file.read_text().splitlines()[1:-1]],
             [
-                "audit_id 1: source_event_ts and supervisor_processed_at from created_at",
-                "audit_id 2: source_event_ts from created_at",
+                "INFO audit_id 1: source_event_ts and supervisor_processed_at from created_at",
+                "INFO audit_id 2: source_event_ts from created_at",
             ],
         )
         self.assertEqual(
             [line for line in result.err.splitlines() if "created_at" in line],
             [
-                "note: 2 values of source_event_ts come from created_at",
-                "note: 1 values of supervisor_processed_at come from created_at",
+                "note: 2 values of source_event_ts from created_at",
+                "note: 1 value of supervisor_processed_at from created_at",
             ],
         )
 
@@ -1033,9 +1585,9 @@ class OutputTest(StoreTest):
         self.make([{}, {"payload": MALFORMED}])
         result = self.tool("--log-file", "/dev/full", "--json")
         self.assertEqual(result.code, 1)
-        self.assertRegex(result.err, "(?m)^error: the log file cannot be written")
-        self.assertEqual((result.summary["status"], result.summary["filled"]), ("failed", 1))
-        self.assertEqual(self.columns()[0], (EVENT, DONE))
+        self.assertRegex(result.err, "(?m)^error: the log file /dev/full cannot be written: No sp")
+        self.assertEqual((result.summary["status"], result.summary["filled"]), ("failed", 0))
+        self.assertEqual(self.columns()[0], (None, None))
 
     def test_progress_elsewhere_is_plain_lines_that_end_at_100_percent(self) -> None:
         self.make([{}] * 50)
@@ -1046,11 +1598,11 @@ class OutputTest(StoreTest):
         self.assertRegex(lines[-1], r"50/50 rows  [\d,]+ rows/s$")
         self.assertEqual([line for line in self.tool().err.splitlines() if "rows/s" in line], [])
 
-    def test_quiet_shows_no_progress_but_warnings(self) -> None:
+    def test_quiet_says_nothing_but_errors(self) -> None:
         self.make([{}, {"payload": MALFORMED}])
-        err = self.tool("--quiet").err
-        self.assertNotIn("%", err)
-        self.assertIn("audit_id 2", err)
+        self.assertEqual(self.tool("--quiet").err, "")
+        self.path.unlink()
+        self.assertRegex(self.tool("--quiet").err, "^error: there is no file .*\n$")
 
     def test_on_a_terminal_progress_is_one_line_of_at_most_its_width(self) -> None:
         sample_store.make_store(self.path, rows=3000)
@@ -1095,7 +1647,7 @@ class OutputTest(StoreTest):
                 self.assertNotIn(b"warning", process.stdout)
                 self.assertEqual(self.columns()[0], (EVENT, DONE))
 
-    def test_output_that_nobody_reads_ends_without_a_traceback(self) -> None:
+    def test_a_reader_that_closes_early_is_no_error(self) -> None:
         self.make([{}])
         for stream in ("stdout", "stderr"):
             with self.subTest(stream):
@@ -1108,8 +1660,9 @@ class OutputTest(StoreTest):
                     stderr=writer if stream == "stderr" else subprocess.PIPE,
                 )
                 os.close(writer)
-                self.assertEqual(process.returncode, 1)
+                self.assertEqual(process.returncode, 0)
                 self.assertNotIn(b"Traceback", (process.stdout or b"") + (process.stderr or b""))
+                self.assertNotIn(b"error", process.stderr or b"")
 
 
 class HostileTest(StoreTest):
@@ -1139,7 +1692,7 @@ class HostileTest(StoreTest):
         dry = self.tool("--dry-run")
         self.assertEqual(dry.code, 0, dry.err)
         text = result.out + result.err + dry.out + dry.err + log_file.read_text()
-        self.assertEqual(set(re.findall(r"[^\x20-\x7e\n]", text)), set())
+        self.assertEqual({char for char in text if not char.isprintable()}, {"\n"})
         self.assertNotIn("Traceback", text)
         for stood, (source, processed) in zip(before, self.columns(), strict=True):
             if None in stood and isinstance(source, str) and isinstance(processed, str):
@@ -1168,6 +1721,7 @@ class HostileTest(StoreTest):
         ):
             with self.subTest(written):
                 self.assertEqual(backfill.printable(text), written)
+        self.assertEqual(backfill.printable("x" * 300 + "\n", None), "x" * 300 + r"\n")
 
 
 # --- A store in use ---------------------------------------------------------------------------
@@ -1310,16 +1864,18 @@ class LiveTest(ProcessTest):
 
     def test_a_signal_while_a_large_batch_is_read_waits_for_no_more_than_a_page(self) -> None:
         self.make([{}] * (3 * backfill.PAGE_ROWS))
-        read_plans = backfill._read_plans
+        read_page = backfill.read_page
         pages: list[object] = []
 
         def read_and_signal(*arguments: Any) -> Any:
             pages.append(arguments)
             signal.raise_signal(signal.SIGINT)
-            return read_plans(*arguments)
+            return read_page(*arguments)
 
-        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
-        with mock.patch.object(backfill, "_read_plans", read_and_signal):
+        for name in (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU"):  # an interrupted run keeps them
+            signum = getattr(signal, name)
+            self.addCleanup(signal.signal, signum, signal.getsignal(signum))
+        with mock.patch.object(backfill, "read_page", read_and_signal):
             result = self.tool("--json", "--batch-size", 10 * backfill.PAGE_ROWS)
         self.assertEqual((result.code, len(pages)), (130, 1))
         self.assertEqual(result.summary["filled"], 0)
@@ -1464,6 +2020,316 @@ class LockTest(StoreTest):
         self.assertEqual(self.columns(), [(EVENT, DONE)])
 
 
+class RestTest(StoreTest):
+    """The manners towards other writers: when the run rests, and for how long."""
+
+    def rests(self, *options: object, company: bool, write_seconds: float = 0.05) -> list[float]:
+        """Run over three batches, each locking for so long, and return the rests it asked for."""
+        self.make([{}] * 6, journal_mode="wal")
+        other = self.connect()
+        fill_at_once, backfill_batch = backfill.fill_at_once, backfill.backfill_batch
+        asked: list[float] = []
+
+        def slow(*arguments: Any) -> bool:
+            time.sleep(write_seconds)
+            return fill_at_once(*arguments)
+
+        def beside(*arguments: Any) -> None:
+            if company:
+                other.execute("UPDATE schema_version SET applied_at = 1")
+            backfill_batch(*arguments)
+
+        with (
+            mock.patch.object(backfill, "fill_at_once", slow),
+            mock.patch.object(backfill, "backfill_batch", beside),
+            mock.patch.object(backfill.Patience, "sleep", lambda _self, s: asked.append(s)),
+        ):
+            self.fill("--batch-size", 2, *options)
+        self.assertEqual(len(asked), 3)
+        return asked
+
+    def test_alone_a_fifth_of_the_time_is_left_free(self) -> None:
+        first, *others = self.rests(company=False, write_seconds=0.2)
+        self.assertEqual(first, 0)
+        for rest in others:  # what has gone by since the lock was let go is part of it
+            self.assertGreater(rest, 0)
+            self.assertLess(rest, 0.2 / 0.8 * 0.4)
+
+    def test_in_company_four_fifths_are(self) -> None:
+        first, *others = self.rests(company=True)
+        self.assertEqual(first, 0)
+        for rest in others:
+            self.assertGreater(rest, 4 * 0.05 - 0.04)
+            self.assertLess(rest, 4 * 0.2)
+
+    def test_company_that_has_gone_is_forgotten(self) -> None:
+        with mock.patch.object(backfill, "COMPANY_SECONDS", 0.0):
+            for rest in self.rests(company=True):
+                self.assertLess(rest, 0.2 / 0.8 * 0.2)
+
+    def test_a_pause_is_added_between_two_batches(self) -> None:
+        first, *others = self.rests("--pause", 7, company=False)
+        self.assertEqual(first, 0)
+        for rest in others:
+            self.assertGreaterEqual(rest, 7)
+            self.assertLess(rest, 7.2)
+
+    def test_rests(self) -> None:
+        for locked, unlocked, company, rest in (
+            (0.0, 0.0, False, 0.0),
+            (1.0, 0.0, False, 0.25),
+            (1.0, 0.25, False, 0.0),
+            (0.4, 0.0, True, 1.6),
+            (0.4, 0.6, True, 1.0),
+            (0.4, 9.0, True, 0.0),
+            (20.0, 0.0, True, 2.0),
+        ):
+            with self.subTest(locked=locked, unlocked=unlocked, company=company):
+                self.assertAlmostEqual(
+                    backfill.choose_rest(locked, unlocked, company=company), rest
+                )
+
+    def test_a_sleep_lasts_as_long_as_asked(self) -> None:
+        patience = backfill.Patience(30)
+        slept: list[float] = []
+        clock = [tick * 0.05 for tick in range(100)]
+        with (
+            mock.patch.object(time, "monotonic", side_effect=clock),
+            mock.patch.object(time, "sleep", slept.append),
+        ):
+            patience.sleep(0.32)
+        for seconds, expected in zip(slept, (0.1, 0.1, 0.1, 0.1, 0.07, 0.02), strict=True):
+            self.assertAlmostEqual(seconds, expected)
+
+    def test_checkpoints_come_between_batches_and_not_after_each(self) -> None:
+        for seconds, checkpoints in ((0.0, 5), (1e9, 0)):
+            with self.subTest(seconds):
+                self.path.unlink(missing_ok=True)
+                self.make([{}] * 6, journal_mode="wal")
+                done = []
+                checkpoint = backfill.Courtesy._checkpoint
+
+                def count(courtesy: Any) -> None:
+                    done.append(courtesy)  # noqa: B023
+                    self.assertFalse(courtesy._store.in_transaction)
+                    checkpoint(courtesy)  # noqa: B023
+
+                with (
+                    mock.patch.object(backfill, "CHECKPOINT_SECONDS", seconds),
+                    mock.patch.object(backfill.Courtesy, "_checkpoint", count),
+                ):
+                    self.fill("--batch-size", 1)
+                self.assertEqual(len(done), checkpoints)
+
+    def test_a_checkpoint_that_a_reader_holds_up_is_noted_once_with_its_size(self) -> None:
+        self.make([{}] * 400, journal_mode="wal")
+        reader = self.connect()
+        with (
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+            mock.patch.object(backfill, "HELD_UP_BYTES", 400_000),
+        ):
+            result = self.tool("--batch-size", 20)
+            self.assertNotIn("-wal", result.err)
+            self.query("UPDATE task_audits SET source_event_ts = NULL")
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM task_audits").fetchone()
+            result = self.tool("--batch-size", 5)
+        notes = re.findall("(?m)^note: the -wal has grown to .* MB, because .*$", result.err)
+        self.assertEqual(len(notes), 1)
+
+
+class TransactionTest(StoreTest):
+    """The lock that a batch takes, and what is counted when."""
+
+    def in_a_batch(self, look: Any) -> Result:
+        """Run the tool; call `look` within its first transaction."""
+        fill_at_once = backfill.fill_at_once
+
+        def looking(*arguments: Any) -> bool:
+            look()
+            return fill_at_once(*arguments)
+
+        with mock.patch.object(backfill, "fill_at_once", looking):
+            return self.tool("--json")
+
+    def test_it_locks_readers_out_of_a_rollback_journal_and_only_writers_of_a_wal(self) -> None:
+        for mode, read_is_refused in (("delete", True), ("wal", False)):
+            with self.subTest(mode):
+                self.path.unlink(missing_ok=True)
+                self.make([{}], journal_mode=mode)
+                other = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+                self.addCleanup(other.close)
+                refused: list[bool] = []
+
+                def look() -> None:
+                    for sql in ("SELECT count(*) FROM task_audits", "BEGIN IMMEDIATE"):
+                        try:
+                            other.execute(sql).fetchall()  # noqa: B023
+                            refused.append(False)  # noqa: B023
+                        except sqlite3.OperationalError:
+                            refused.append(True)  # noqa: B023
+
+                self.assertEqual(self.in_a_batch(look).code, 0)
+                self.assertEqual(refused, [read_is_refused, True])
+
+    def test_a_reader_is_waited_for_and_others_get_in_meanwhile(self) -> None:
+        self.make([{}])
+        reader = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.addCleanup(reader.close)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM task_audits").fetchall()
+        other = self.connect()
+        waits: list[float] = []
+
+        def read_beside(_patience: Any, seconds: float) -> None:
+            if seconds:  # in the pause between two slices nothing is held
+                waits.append(seconds)
+                other.execute("PRAGMA busy_timeout = 0")
+                other.execute("SELECT count(*) FROM task_audits").fetchall()
+                if len(waits) == 3:
+                    reader.execute("ROLLBACK")
+
+        with mock.patch.object(backfill.Patience, "sleep", read_beside):
+            self.fill()
+        self.assertEqual(waits[:3], [backfill.LOCK_PAUSE] * 3)
+        self.assertEqual(self.columns(), [(EVENT, DONE)])
+
+    def test_a_reader_held_past_the_timeout_ends_the_run_with_nothing_counted(self) -> None:
+        self.make([{}])
+        reader = self.connect()
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM task_audits").fetchall()
+        result = self.tool("--json", "--busy-timeout", 0.3)
+        reader.execute("ROLLBACK")
+        self.assertEqual(result.code, 1)
+        self.assertEqual((result.summary["filled"], result.summary["batches"]), (0, 0))
+        self.assertEqual(self.columns(), [(None, None)])
+
+    def test_the_lock_is_asked_for_in_slices_that_grow(self) -> None:
+        self.make([{}])
+        other = self.connect()
+        other.execute("BEGIN IMMEDIATE")
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as store:
+            asked: list[float] = []
+
+            def lock(_courtesy: Any, seconds: float) -> None:
+                asked.append(seconds)
+                store.execute("PRAGMA busy_timeout = 0")
+                store.execute("BEGIN EXCLUSIVE")
+
+            courtesy = backfill.Courtesy(store, 0, backfill.Patience(0.3), lambda _: None)
+            with (
+                mock.patch.object(backfill.Courtesy, "_lock", lock),
+                mock.patch.object(backfill, "LOCK_PAUSE", 0.05),
+                self.assertRaises(sqlite3.OperationalError),
+                courtesy.transaction(),
+            ):
+                self.fail("the lock was granted")
+        self.assertEqual(asked[:5], [0.1, 0.1, 0.2, 0.5, 1.0])
+        self.assertEqual(set(asked[5:]), {1.0})
+
+    def test_a_batch_whose_commit_fails_is_not_counted(self) -> None:
+        self.make([{}] * 5)
+        open_store = backfill.open_store
+
+        class Failing(sqlite3.Connection):
+            commits = 0
+
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if sql == "COMMIT":
+                    self.commits += 1
+                    if self.commits == 2:
+                        error = sqlite3.OperationalError("disk I/O error")
+                        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+                        error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+                        raise error
+                return super().execute(sql, *parameters)
+
+        connect = sqlite3.connect
+
+        def open_failing(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            with mock.patch.object(
+                sqlite3, "connect", lambda *a, **o: connect(*a, **o, factory=Failing)
+            ):
+                return open_store(*arguments, **options)
+
+        with mock.patch.object(backfill, "open_store", open_failing):
+            result = self.tool("--json", "--batch-size", 2)
+        self.assertEqual(result.code, 1)
+        self.assertEqual((result.summary["filled"], result.summary["batches"]), (2, 1))
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * 2 + [(None, None)] * 3)
+
+    def test_a_dry_run_could_not_write_if_it_would(self) -> None:
+        self.make([{}])
+
+        def write(store: sqlite3.Connection, *_rest: Any) -> None:
+            store.execute("UPDATE task_audits SET payload = NULL")
+
+        with mock.patch.object(backfill, "survey", write):
+            result = self.tool("--dry-run")
+        self.assertEqual(result.code, 1)
+        self.assertIn("readonly database", result.err)
+
+
+class SummaryTest(unittest.TestCase):
+    def test_percent_is_rounded_down(self) -> None:
+        for part, whole, percent in (
+            (0, 0, 100.0), (0, 3, 0.0), (1, 3, 33.3333), (2, 3, 66.6666), (3, 3, 100.0),
+            (999_999, 1_000_000, 99.9999), (9_999_999, 10_000_000, 99.9999),
+        ):  # fmt: skip
+            self.assertEqual(backfill.percent(part, whole), percent)
+        self.assertEqual(backfill.format_percent(99.9999), "99.9 %")
+        self.assertEqual(backfill.format_percent(100.0), "100.0 %")
+        self.assertEqual(backfill.format_percent(None), "unknown")
+
+    def test_figures_of_a_run_that_broke_off(self) -> None:
+        summary = backfill.Summary("store.db", dry_run=False, batch_size=10)
+        self.assertEqual((summary.coverage_before, summary.coverage_after), (None, None))
+        self.assertEqual((summary.supervisor_rows, summary.rows_per_second), (0, 0.0))
+        summary.pages = [backfill.Page(20, 1, 20, 20, 12), backfill.Page(20, 21, 40, 20, 8)]
+        row = (5, "SUPERVISOR_ERROR", SOUND, CREATED, None, None)
+        bad = (25, "SUPERVISOR_ERROR", MALFORMED, CREATED, None, None)
+        summary.add([backfill.plan_row(row, 0)] * 5 + [backfill.plan_row(bad, 0)] * 2)
+        summary.gone = 3
+        summary.elapsed_seconds = 4.0
+        self.assertEqual(
+            (summary.supervisor_rows, summary.already_filled, summary.to_fill), (40, 20, 20)
+        )
+        self.assertEqual((summary.filled, summary.reached), (5, 10))
+        self.assertEqual(summary.rows_per_second, 2.5)
+        self.assertEqual(summary.coverage_before, 50.0)
+        self.assertEqual(summary.coverage_after, backfill.percent(25, 37))
+        self.assertEqual(summary.left_open, {1: 2})
+
+    def test_durations(self) -> None:
+        for seconds, text in ((0, "0:00"), (0.2, "0:01"), (59.5, "1:00"), (3599, "59:59"),
+                              (3600, "1:00:00"), (36_061, "10:01:01")):  # fmt: skip
+            self.assertEqual(backfill.format_duration(seconds), text)
+
+    def test_a_line_of_progress_loses_what_matters_least_where_it_is_narrow(self) -> None:
+        def line(width: int | None, total: int = 200_000) -> str:
+            return backfill.format_progress("Filling", "rows", 50_000, total, 2.0, width)
+
+        whole = "[##--------] Filling  25.0 %  50,000/200,000 rows  25,000 rows/s  0:06 left"
+        self.assertEqual(line(80), whole)
+        self.assertEqual(line(len(whole) + 1), whole)
+        for width, words in (
+            (len(whole), "[##--------] Filling  25.0 %  50,000/200,000 rows  0:06 left"),
+            (60, "Filling  25.0 %  50,000/200,000 rows  0:06 left"),
+            (47, "25.0 %  50,000/200,000 rows  0:06 left"),
+            (38, "25.0 %  0:06 left"),
+            (17, "25.0 %"),
+            (None, whole.partition("] ")[2]),
+        ):
+            with self.subTest(width):
+                self.assertEqual(line(width), words)
+        self.assertEqual(line(80, total=0), "Filling  50,000 rows  25,000 rows/s")
+        self.assertEqual(
+            backfill.format_progress("Filling", "rows", 0, 9, 2.0, 80),
+            "[----------] Filling  0.0 %  0/9 rows",
+        )
+
+
 class RefusalTest(StoreTest):
     """Rows that the database refuses stay as they are; all others are filled."""
 
@@ -1476,7 +2342,7 @@ class RefusalTest(StoreTest):
         for audit_id, columns in enumerate(self.columns(), 1):
             with self.subTest(audit_id):
                 self.assertEqual(columns, (None, None) if audit_id in refused else (EVENT, DONE))
-        for audit_id in sorted(refused)[: backfill.TERMINAL_WARNINGS]:
+        for audit_id in sorted(refused)[: backfill.EXAMPLES]:
             self.assertRegex(result.err, rf"(?m)^warning: audit_id {audit_id}: .*{words}")
         other = self.connect()
         other.execute("BEGIN EXCLUSIVE")  # nobody has left a transaction open
@@ -1530,16 +2396,156 @@ class RefusalTest(StoreTest):
             self.make([{}] * 6)
         self.check_refused({2, 5}, "CHECK constraint failed")
 
-    def test_a_trigger_that_would_run_unsafe_code_runs_none(self) -> None:
+    def test_a_trigger_that_takes_no_text_of_this_row(self) -> None:
         self.make(
-            [{}],
-            extra="""CREATE TRIGGER evil AFTER UPDATE ON task_audits
-                     BEGIN SELECT load_extension('/tmp/evil'); END;""",
+            [{}] * 6,
+            extra="""CREATE TABLE log (task_id INTEGER PRIMARY KEY);
+                     CREATE TRIGGER log AFTER UPDATE ON task_audits WHEN new.audit_id = 4
+                     BEGIN INSERT INTO log VALUES (new.task_id); END;""",
         )
+        self.check_refused({4}, "datatype mismatch")
+
+    def test_a_constraint_that_would_replace_another_row_replaces_none(self) -> None:
+        self.query(
+            """CREATE TABLE task_audits (audit_id INTEGER PRIMARY KEY, event_type TEXT,
+               payload TEXT, created_at, source_event_ts TEXT UNIQUE ON CONFLICT REPLACE,
+               supervisor_processed_at TEXT, task_id)"""
+        )
+        self.insert(self.connect(), [{}] * 3)
         result = self.tool("--json")
-        self.assertEqual(result.summary["left_null"]["refused"], 1)
-        self.assertRegex(result.err, "unsafe use of load_extension|not authorized|no such function")
-        self.assertEqual(self.columns(), [(None, None)])
+        self.assertEqual(self.columns(), [(EVENT, DONE), (None, None), (None, None)])
+        self.assertEqual((result.summary["filled"], result.summary["left_null"]["refused"]), (1, 2))
+        self.assertRegex(result.err, "audit_id 2: .*UNIQUE constraint failed")
+
+    def test_a_triggers_own_conflict_clause_is_kept(self) -> None:
+        self.make(
+            [{}] * 3,
+            extra="""CREATE TABLE log (task_id UNIQUE);
+                     CREATE TRIGGER log AFTER UPDATE ON task_audits
+                     BEGIN INSERT OR IGNORE INTO log VALUES (new.task_id); END;""",
+        )
+        self.check_refused(set(), "")
+        self.assertEqual(self.query("SELECT * FROM log"), [("task",)])
+
+    def test_a_batch_is_one_transaction_whatever_is_refused(self) -> None:
+        for kind, transactions in (("ABORT", 2), ("FAIL", 2), ("ROLLBACK", 11)):
+            with self.subTest(kind):
+                self.path.unlink(missing_ok=True)
+                self.make(
+                    [{}] * 10,
+                    extra=f"""CREATE TRIGGER refuse BEFORE UPDATE ON task_audits
+                              WHEN new.audit_id % 2 = 0
+                              BEGIN SELECT RAISE({kind}, 'no'); END;""",
+                )
+                begun = []
+                transaction = backfill.Courtesy.transaction
+
+                def counting(courtesy: Any) -> Any:
+                    begun.append(courtesy)  # noqa: B023
+                    return transaction(courtesy)  # noqa: B023
+
+                with mock.patch.object(backfill.Courtesy, "transaction", counting):
+                    self.check_refused({2, 4, 6, 8, 10}, "no")
+                self.assertEqual(len(begun), transactions)
+
+    def test_what_filling_needs_and_is_not_there_is_said_once_and_nothing_is_written(self) -> None:
+        for name, extra, words, foreseen in (
+            ("a function", "CREATE TRIGGER t AFTER UPDATE ON task_audits BEGIN"
+             " SELECT only_the_program_has_it(new.task_id); END;",
+             "no such function: only_the_program_has_it", True),
+            ("a table", "CREATE TRIGGER t AFTER UPDATE ON task_audits BEGIN"
+             " INSERT INTO renamed VALUES (1); END;", "no such table: main.renamed", True),
+            ("a column", "CREATE TABLE log (a); CREATE TRIGGER t AFTER UPDATE ON task_audits BEGIN"
+             " INSERT INTO log (b) VALUES (1); END;", "no column named b", True),
+            ("in a dry run unseen", "", "unknown function: absent", False),
+        ):  # fmt: skip
+            with self.subTest(name):
+                self.path.unlink(missing_ok=True)
+                schema = sample_store.SCHEMA
+                if not foreseen:
+                    schema = schema.replace(
+                        "source_event_ts TEXT,",
+                        "source_event_ts TEXT CHECK (absent(source_event_ts)),",
+                    )
+                with mock.patch.object(sample_store, "SCHEMA", schema):
+                    connect = sqlite3.connect
+
+                    def connect_with_function(*arguments: Any, **options: Any) -> Any:
+                        store = connect(*arguments, **options)  # noqa: B023
+                        store.create_function("absent", 1, lambda _: 1)
+                        return store
+
+                    with mock.patch.object(sqlite3, "connect", connect_with_function):
+                        self.make([{}] * 30, extra=extra)
+                runs: list[list[str]] = [[], ["--dry-run"]] if foreseen else [[]]
+                for options in runs:
+                    result = self.tool("--json", *options)
+                    self.assertEqual(result.code, 1, result.err)
+                    errors = re.findall("(?m)^error: .*$", result.err)
+                    self.assertEqual(len(errors), 1)
+                    self.assertIn(words, errors[0])
+                    self.assertEqual(sum(result.summary["left_null"].values()), 0)
+                    self.assertEqual(result.summary["batches"], 0)
+
+    def test_what_shows_only_while_it_runs_ends_the_run_too(self) -> None:
+        self.make([{}] * 3)
+        missing = sqlite3.OperationalError("no such tokenizer: chinese")
+        missing.sqlite_errorcode = sqlite3.SQLITE_ERROR
+        missing.sqlite_errorname = "SQLITE_ERROR"
+        with mock.patch.object(backfill, "fill_at_once", side_effect=missing):
+            self.assertEqual(self.tool("--json").code, 1)
+        for code, words, nobodys in (
+            (sqlite3.SQLITE_ERROR, "no such tokenizer: x", True),
+            (sqlite3.SQLITE_ERROR, "unknown function: x()", True),
+            (sqlite3.SQLITE_ERROR, "something else", False),
+            (sqlite3.SQLITE_CONSTRAINT_TRIGGER, "no such luck", False),
+            (sqlite3.SQLITE_MISMATCH, "datatype mismatch", False),
+            (sqlite3.SQLITE_TOOBIG, "string or blob too big", False),
+            (sqlite3.SQLITE_BUSY, "database is locked", True),
+            (sqlite3.SQLITE_LOCKED, "database table is locked", True),
+            (sqlite3.SQLITE_FULL, "database or disk is full", True),
+            (sqlite3.SQLITE_IOERR_WRITE, "disk I/O error", True),
+            (sqlite3.SQLITE_CORRUPT_VTAB, "malformed", True),
+            (sqlite3.SQLITE_READONLY_DBMOVED, "readonly", True),
+            (sqlite3.SQLITE_NOMEM, "out of memory", True),
+            (sqlite3.SQLITE_CANTOPEN, "unable to open", True),
+        ):
+            with self.subTest(words, code=code):
+                error = sqlite3.OperationalError(words)
+                error.sqlite_errorcode = code
+                self.assertEqual(backfill.is_nobodys_row(error), nobodys)
+
+    def test_a_row_too_long_to_be_read_ends_the_run_and_is_named(self) -> None:
+        self.make([{}, {}, {"payload": json.dumps({"x": "x" * 5000})}, {}])
+        open_store = backfill.open_store
+
+        def open_limited(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            store = open_store(*arguments, **options)
+            store.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 4000)
+            return store
+
+        with mock.patch.object(backfill, "open_store", open_limited):
+            for options in ([], ["--dry-run"]):
+                result = self.tool("--json", *options)
+                self.assertEqual(result.code, 1)
+                self.assertRegex(
+                    result.err, "error: the row that is to be filled after audit_id 2 is longer"
+                )
+
+    def test_a_row_too_long_behind_the_rows_to_fill_is_not_touched(self) -> None:
+        self.make([{}, {"payload": json.dumps({"x": "x" * 5000}), "event_type": "TASK"}])
+        open_store = backfill.open_store
+
+        def open_limited(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            store = open_store(*arguments, **options)
+            store.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 4000)
+            return store
+
+        with (
+            mock.patch.object(backfill, "open_store", open_limited),
+            mock.patch.object(backfill, "PAGE_ROWS", 1),
+        ):
+            self.assertEqual(self.fill()["filled"], 1)
 
 
 class StorageTest(StoreTest):
@@ -1632,7 +2638,7 @@ class StorageTest(StoreTest):
         write = backfill.backfill_batch
         batches: list[Any] = []
 
-        def damage_later(store: sqlite3.Connection, *rest: Any) -> float:
+        def damage_later(store: sqlite3.Connection, *rest: Any) -> None:
             batches.append(rest)
             if len(batches) == 3:
                 with self.path.open("r+b") as file:
@@ -1643,11 +2649,11 @@ class StorageTest(StoreTest):
                 toucher.execute("UPDATE schema_version SET applied_at = 1")
                 toucher.commit()
                 toucher.close()
-            return write(store, *rest)
+            write(store, *rest)
 
         with mock.patch.object(backfill, "backfill_batch", damage_later):
             result = self.tool("--json", "--batch-size", 50)
-        summary = self.check_failed(result, "it is damaged: .*REINDEX")
+        summary = self.check_failed(result, "an index is damaged: REINDEX mends it")
         self.assertEqual((summary["filled"], summary["batches"]), (100, 2))
         self.query("REINDEX")
         self.assertEqual(self.columns()[:200], [(EVENT, DONE)] * 100 + [(None, None)] * 100)
@@ -1657,22 +2663,23 @@ class StorageTest(StoreTest):
         other = self.connect()
         write = backfill.backfill_batch
 
-        def rename_after(*arguments: Any) -> float:
-            locked = write(*arguments)
+        def rename_after(*arguments: Any) -> None:
+            write(*arguments)
             other.execute("ALTER TABLE task_audits RENAME TO elsewhere")
-            return locked
 
         with mock.patch.object(backfill, "backfill_batch", rename_after):
             result = self.tool("--json", "--batch-size", 10)
-        summary = self.check_failed(result, r"SQLite gave up: run again, .* \(no such table: task_")
+        summary = self.check_failed(
+            result, r"is not there: .*migration to end.* \(no such table: task_"
+        )
         self.assertEqual((summary["filled"], summary["batches"]), (10, 1))
         other.execute("ALTER TABLE elsewhere RENAME TO task_audits")
         self.assertEqual(self.fill()["filled"], 20)
 
     def test_a_file_or_folder_that_cannot_be_written(self) -> None:
         for what, words in (
-            ("file", "cannot be written: run as a user who may write the store"),
-            ("folder", "cannot be (written|opened): check the permissions of"),
+            ("file", "the file cannot be written by this user: run as a user who may .*denied"),
+            ("folder", "its folder, .* cannot be written by this user: run as .*denied"),
         ):
             with self.subTest(what):
                 path = self.folder / f"{what}.db"
@@ -1689,9 +2696,13 @@ class StorageTest(StoreTest):
         self.make([{}])
         self.folder.chmod(0o755)
         self.path.chmod(0o200)
-        self.check_failed(as_nobody("--db-path", self.path, "--json"), "cannot be read: run as")
         self.check_failed(
-            as_nobody("--db-path", self.path, "--json", "--dry-run"), "cannot be read: run as"
+            as_nobody("--db-path", self.path, "--json"),
+            "the file cannot be read by this user: run as",
+        )
+        self.check_failed(
+            as_nobody("--db-path", self.path, "--json", "--dry-run"),
+            "the file cannot be read by this user: run as",
         )
 
 
@@ -1782,12 +2793,13 @@ class BackupTest(ProcessTest):
     def test_a_signal_ends_it_and_leaves_no_half_made_file(self) -> None:
         sample_store.make_store(self.path, rows=3000, journal_mode="delete")
         before = self.files()
-        for signum in backfill.INTERRUPTS:  # an interrupted run keeps hold of them
+        for name in (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU"):  # an interrupted run keeps them
+            signum = getattr(signal, name)
             self.addCleanup(signal.signal, signum, signal.getsignal(signum))
         with (
             mock.patch.object(backfill, "BACKUP_PAGES", 10),
             mock.patch.object(
-                backfill.Progress,
+                backfill.Screen,
                 "update",
                 side_effect=lambda *_: signal.raise_signal(signal.SIGTERM),
             ),
@@ -1837,17 +2849,14 @@ class VerifyTest(StoreTest):
             shell = subprocess.run(
                 [str(SHELL), path], check=False, stdin=script, capture_output=True
             )
-        self.assertEqual((shell.returncode, shell.stderr), (0, b""))
         self.assertEqual(path.read_bytes(), before)
         text = shell.stdout.decode()
         lines = re.findall(r"(?m)^([1-8])  (\S.*?)  (PASS|WARN|FAIL|INFO)  (\S.*)$", text)
-        self.assertEqual([int(number) for number, *_ in lines], list(range(1, 9)))
-        summary = text.partition("\nSummary\n")[2].split("\n")[1:-1]
-        self.assertEqual(
-            [line.split(None, 1)[0] for line in summary], [str(n) for n in range(1, 9)]
-        )
-        for line, (_number, name, verdict, detail) in zip(summary, lines, strict=True):
-            self.assertRegex(line, rf"{re.escape(name)} +{verdict}  {re.escape(detail)}$")
+        self.assertEqual([int(number) for number, *_ in lines], list(range(1, 9)), shell.stderr)
+        failed = [number for number, _name, verdict, _detail in lines if verdict == "FAIL"]
+        self.assertEqual(shell.returncode, 1 if failed else 0, shell.stderr)
+        if failed:
+            self.assertRegex(text.splitlines()[-1], "FAIL")
         return Verification(
             text,
             {int(number): verdict for number, _name, verdict, _detail in lines},
@@ -1867,13 +2876,13 @@ class VerifyTest(StoreTest):
         self.fill()
         found = self.verify()
         self.assertNotIn("FAIL", found.verdicts.values(), found.text)
-        self.assertRegex(found.details[2], "^0 values differ from the payload, [1-9]")
+        self.assertRegex(found.details[2], "^0 values differ, [1-9]")
         self.assertRegex(found.details[8], r"^\d+ pairs, average [\d.]+ s, [1-9]\d* negative")
 
-    def test_it_fits_a_terminal_100_wide(self) -> None:
+    def test_it_fits_a_terminal_80_wide(self) -> None:
         self.make_sample()
         self.fill()
-        wide = [line for line in self.verify().text.splitlines() if len(line.rstrip()) > 100]
+        wide = [line for line in self.verify().text.splitlines() if len(line) > 80]
         self.assertEqual([line for line in wide if "SEARCH task_audits USING" not in line], [])
 
     def test_each_check_fails_on_a_store_tampered_with_for_it(self) -> None:
@@ -1908,18 +2917,14 @@ class VerifyTest(StoreTest):
                 self.assertEqual(found.verdicts[check], "FAIL", found.text)
                 if check == 2:
                     self.assertRegex(found.details[2], "^4 values differ")
-                    self.assertEqual(len(re.findall("2026-01-01T00:00:00Z  ", found.text)), 3)
+                    self.assertGreaterEqual(found.text.count("2026-01-01T00:00:00Z"), 3)
 
-    def test_a_missing_index_is_named_with_the_way_to_make_it(self) -> None:
+    def test_a_missing_index_that_v24_leaves_out_is_named(self) -> None:
         self.make_sample()
         name = "idx_task_audits_event_source_ts"
         self.query(f"DROP INDEX {name}")
         found = self.verify()
-        self.assertEqual((found.verdicts[4], found.details[4]), ("WARN", f"missing: {name}"))
-        statement = re.search(rf"CREATE INDEX {name} .*;", found.text)
-        assert statement is not None
-        self.query(statement[0])
-        self.assertEqual(self.verify().verdicts[4], "PASS")
+        self.assertEqual((found.verdicts[4], found.details[4]), ("INFO", f"missing: {name}"))
 
     def test_the_future_is_worth_a_warning(self) -> None:
         self.make([{"source_event_ts": EVENT, "supervisor_processed_at": "2999-01-01T00:00:00Z"}])
@@ -1963,9 +2968,7 @@ class VerifyTest(StoreTest):
         self.fill()
         found = self.verify()
         self.assertEqual(found.verdicts[2], "PASS", found.text)
-        self.assertEqual(
-            found.details[2], "0 values differ from the payload, 4 agree, 0 not judged"
-        )
+        self.assertEqual(found.details[2], "0 values differ, 4 agree, 0 not judged")
 
     def test_rubbish_of_every_sort_aborts_nothing(self) -> None:
         self.make(hostile_rows(seed=5, count=800))
@@ -1977,7 +2980,7 @@ class VerifyTest(StoreTest):
         self.assertEqual(self.verify().verdicts[5], "FAIL")
         self.fill()
         text = self.verify().text
-        self.assertEqual(set(re.findall(r"[^\x20-\x7e\n]", text)), set())
+        self.assertEqual({char for char in text if not char.isprintable()}, {"\n"})
 
     def test_what_the_tool_writes_is_never_called_inconsistent(self) -> None:
         """Ties the rules in SQL to the rules in Python, over thousands of payloads."""
@@ -2046,7 +3049,8 @@ class DocumentsTest(StoreTest):
         if not (self.folder / "demo.db").exists():
             sample_store.make_store(self.folder / "demo.db")
         with contextlib.chdir(self.folder):
-            return run("--db-path", "demo.db", *options).out
+            out = run("--db-path", "demo.db", *options).out
+        return out.replace(f" {VERIFY}\n", f" {VERIFY.name}\n")
 
     @staticmethod
     def without_times(text: str) -> str:
@@ -2067,11 +3071,9 @@ class DocumentsTest(StoreTest):
                 shell = subprocess.run(
                     [SHELL, self.folder / "demo.db"], check=True, stdin=script, capture_output=True
                 )
-            self.assertTrue(
-                shell.stdout.decode().endswith(
-                    "\n" + self.sample("README.md", "the verification of demo.db")
-                )
-            )
+            said = shell.stdout.decode()
+            for line in self.sample("README.md", "the verification of demo.db").splitlines():
+                self.assertIn(f"\n{line}\n", said)
 
     def test_the_line_of_progress_is_one_that_the_program_draws(self) -> None:
         line = re.search(r"(?m)^    \[(#+)(-+)\] (Filling .*)$", self.read("README.md"))
@@ -2084,7 +3086,9 @@ class DocumentsTest(StoreTest):
         speed = re.search(r"([\d,]+) rows/s", line[3])
         assert speed is not None
         elapsed = done / int(speed[1].replace(",", ""))
-        self.assertEqual(line[3], backfill.format_progress("Filling", done, total, "rows", elapsed))
+        self.assertEqual(
+            line[0].strip(), backfill.format_progress("Filling", "rows", done, total, elapsed, 80)
+        )
 
     def test_the_table_of_options_is_the_programs_own(self) -> None:
         documented = self.table("README_BACKFILL.md", "## Options")
@@ -2094,6 +3098,8 @@ class DocumentsTest(StoreTest):
             help_text = re.sub(r" \(default .*\)", "", action.help or "")
             plain = action.default is None or action.default in (True, "==SUPPRESS==")
             default = "" if plain or action.nargs == 0 else action.default
+            if action.dest == "db_path":
+                default = backfill.DEFAULT_STORE
             if isinstance(default, float):
                 default = f"{default:g}"
             actual.append([f"`{option}`", help_text, f"{default}"])
@@ -2136,42 +3142,13 @@ class DocumentsTest(StoreTest):
     def test_each_example_of_a_rule_comes_out_as_it_says(self) -> None:
         section = self.read("README_BACKFILL.md").partition("| rule | payload before |")[2]
         examples = re.findall(r"(?m)^\| .+? \| `(.+)` \| → (.+), (.+) \|$", section)
-        self.assertEqual(len(examples), 9)
+        self.assertEqual(len(examples), 10)
         self.make({"payload": payload, "created_at": "2026-01-05T08:00:11Z"}
                   for payload, _source, _processed in examples)  # fmt: skip
         self.fill()
         for (payload, *expected), columns in zip(examples, self.columns(), strict=True):
             with self.subTest(payload):
                 self.assertEqual([f"`{value}`" if value else "NULL" for value in columns], expected)
-
-    def test_every_message_stands_in_the_program_and_every_advice_in_the_manual(self) -> None:
-        said = list(self.string_constants())
-        manual = self.read("README_BACKFILL.md").partition("\n## Messages\n")[2]
-        messages = re.findall(r"(?m)^\| `(.+?)` \|", manual)
-        self.assertGreater(len(messages), 20)
-        for message in messages:
-            pattern = ".*".join(
-                map(re.escape, message.removeprefix("audit_id …: … NULL: ").split("…"))
-            )
-            with self.subTest(message):
-                self.assertTrue(any(re.search(pattern, text) for text in said))
-        for advice in (*backfill.ADVICE.values(), backfill.OTHER_ADVICE):
-            self.assertIn(self.as_documented(advice), manual)
-
-    @staticmethod
-    def as_documented(text: str) -> str:
-        return text.replace("{options.busy_timeout:g}", "30")
-
-    def string_constants(self) -> Iterator[str]:
-        """Every string of the program, with … for what an f-string fills in."""
-        for node in ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                yield "".join(
-                    str(part.value) if isinstance(part, ast.Constant) else "…"
-                    for part in node.values
-                )
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield self.as_documented(node.value)
 
     def test_links_lead_somewhere(self) -> None:
         for name in DOCUMENTS:

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -178,8 +178,7 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
     with contextlib.closing(sqlite3.connect(bench.store(rows))) as store:
         ready = [
             (*plan.values, plan.audit_id)
-            for row in store.execute(backfill.SELECT_ROWS, (1, rows, rows))
-            for plan in [backfill.plan_row(*row)]
+            for plan in backfill.read_page(store, backfill.Page(rows, 1, rows, rows, rows))
             if plan.values != backfill.NOTHING
         ]
 
@@ -297,15 +296,18 @@ def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
         bench.say(f"write lock: {mode}, batches of {batch_size:,}")
         path = bench.store(rows, mode)
         held: list[float] = []
-        note = backfill.Courtesy.note
+        transaction = backfill.Courtesy.transaction
 
-        def noting(self: backfill.Courtesy, locked: float) -> None:
-            held.append(locked)  # noqa: B023 - used up before the next round of the loop
-            note(self, locked)  # noqa: B023
+        @contextlib.contextmanager
+        def timing(self: backfill.Courtesy) -> Iterator[None]:
+            with transaction(self):  # noqa: B023 - used up before the next round of the loop
+                begun = time.perf_counter()
+                yield
+            held.append(time.perf_counter() - begun)  # noqa: B023
 
         out = io.StringIO()
         with (
-            mock.patch.object(backfill.Courtesy, "note", noting),
+            mock.patch.object(backfill.Courtesy, "transaction", timing),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(io.StringIO()),
         ):

@@ -3,22 +3,26 @@
 
     python3 benchmarks/sample_store.py demo.db --rows 100000
 
-The store has the schema and the indexes of migration v21 and rows like those of
-a real one: mostly decisions of the Supervisor, among them every variant of
-payload that the backfill knows, some rows that are already filled, a few that
-are malformed and a few with an odd created_at. The same seed makes the same rows.
+The store has the table and the indexes of migration v21, neighbours as they are
+in stores of today, and rows like those of a real one: mostly decisions of the
+Supervisor, among them every variant of payload that the backfill knows, some rows
+that are already filled, a few that are malformed and a few with an odd created_at.
+The same seed makes the same rows.
 
 The tests and the benchmark take their schema from here.
 """
 
-from __future__ import annotations
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - before the imports that older ones do not have
+    sys.exit("sample_store.py needs Python 3.11 or later: run it with a newer one")
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,6 +75,26 @@ CREATE INDEX idx_task_audits_repo_created ON task_audits (repo_id, created_at DE
 SCHEMA = TABLE + V21_INDEXES + OTHER_INDEXES
 VERSIONS = [f"0.{minor}.0" for minor in (1, *range(4, 22))]
 
+# What stands beside the table in a store of today: JSON in an index, a CHECK, a generated
+# column, a view and a trigger, a search index, and versions in other spellings.
+NEIGHBOURS = """
+CREATE TABLE tasks (
+    task_id TEXT PRIMARY KEY,
+    metadata TEXT CHECK (metadata IS NULL OR json_valid(metadata)),
+    priority TEXT GENERATED ALWAYS AS (json_extract(metadata, '$.priority')) VIRTUAL
+);
+CREATE INDEX idx_tasks_route ON tasks (json_extract(metadata, '$.route'));
+CREATE VIEW blocked_tasks AS
+    SELECT task_id, json_extract(payload, '$.reason') AS reason
+      FROM task_audits WHERE event_type = 'SUPERVISOR_BLOCKED' AND json_valid(payload);
+CREATE TABLE task_events (task_id TEXT, seen_at TEXT);
+CREATE TRIGGER trg_tasks_metadata AFTER UPDATE OF metadata ON tasks BEGIN
+    INSERT INTO task_events VALUES (new.task_id, json_extract(new.metadata, '$.at'));
+END;
+"""
+SEARCH_INDEX = "CREATE VIRTUAL TABLE tasks_fts USING fts5(task_id, metadata)"
+ODD_VERSIONS = ["49", "v66", "0.99.0-v99"]
+
 INSERT_ROW = """
 INSERT INTO task_audits (task_id, level, event_type, payload, created_at, decision_id,
                          source_event_ts, supervisor_processed_at)
@@ -86,6 +110,8 @@ DECISIONS = {
     "decide": "SUPERVISOR_DECISION",
     "apply": "SUPERVISOR_DECISION_APPLIED",
 }
+# AgentOS writes letters that are not ASCII as they are.
+REASONS = ["no findings — allowed", "risk gate: “high”", "策略 matched"]
 FIRST_DAY = datetime(2026, 1, 5, 8, tzinfo=UTC)
 
 
@@ -167,7 +193,7 @@ def make_rows(count: int, seed: int) -> Iterator[tuple[object, ...]]:
             {
                 "decision_id": decision_id,
                 "decision_type": kind,
-                "reason": chance.choice(["no findings", "risk gate: high", "policy matched"]),
+                "reason": chance.choice(REASONS),
                 "findings": [
                     {
                         "finding_id": f"finding_{chance.getrandbits(48):012x}",
@@ -183,7 +209,8 @@ def make_rows(count: int, seed: int) -> Iterator[tuple[object, ...]]:
                     {"action_type": "write_audit", "target": task_id, "params": {"n": number % 7}}
                 ],
                 **times,
-            }
+            },
+            ensure_ascii=False,
         )
         payload: str | None = text
         if 0.04 <= oddity < 0.044:
@@ -221,10 +248,12 @@ def make_store(
         with store:
             store.executemany(
                 "INSERT INTO schema_version (version) VALUES (?)",
-                [(version,) for version in VERSIONS],
+                [(version,) for version in VERSIONS + ODD_VERSIONS],
             )
             store.executemany(INSERT_ROW, make_rows(rows, seed))
-        store.executescript(V21_INDEXES + OTHER_INDEXES)
+        store.executescript(V21_INDEXES + OTHER_INDEXES + NEIGHBOURS)
+        with contextlib.suppress(sqlite3.OperationalError):  # a SQLite built without FTS5
+            store.execute(SEARCH_INDEX)
     finally:
         store.close()
 
