@@ -110,8 +110,8 @@ EPOCH_UNITS = ((1_000_000, 1), (1000, 1), (1, 1), (1, 1000))
 # Rule 4: a bound of our own. Python's differs from version to version, and some versions
 # crash at it where a thread's stack is small.
 MOST_LEVELS = 500
-LEVEL = {"[": 1, "{": 1, "]": -1, "}": -1}
-JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+BRACKET = re.compile(r"[][{}]")
 JSON_BLANKS = " \t\n\r"
 
 # Why a row stays NULL, or what else is said of one: the keys of the summary, and the words.
@@ -428,8 +428,10 @@ def _read_payload(payload: object) -> dict[str, Any]:
 
 def _levels(text: str) -> int:
     """How deep JSON is nested; brackets inside of strings do not count."""
-    outside = JSON_STRING.sub("", text)
-    return max(itertools.accumulate(LEVEL.get(char, 0) for char in outside))
+    brackets = BRACKET.findall(JSON_STRING.sub("", text))
+    return max(
+        itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0
+    )
 
 
 def as_timestamp(value: object) -> str | None:
