@@ -297,6 +297,8 @@ NOBODYS_ROW = {
 DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
+PAGE_SIZE = 4_000_000  # characters of payload that one read parses: the same
+BATCH_SIZE = 16_000_000  # and that a batch has: it may be read again under the write lock
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 
 LOCK_SLICES = (0.1, 0.1, 0.2, 0.5, 1.0)  # seconds that SQLite waits for a lock, each time longer:
@@ -500,6 +502,7 @@ class Plan(NamedTuple):
     kind: Kind
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
+    size: int  # of the payload, in characters
     seen: int  # the store's data_version before the row was read
 
 
@@ -531,7 +534,10 @@ def plan_row(row: Sequence[Any], seen: int) -> Plan:
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
     kind = Kind(sources, passed_over, left_null)
-    return Plan(audit_id, event_type, created_at, standing, values, kind, unusable, reason, seen)
+    size = len(payload) if isinstance(payload, (str, bytes)) else 0
+    return Plan(
+        audit_id, event_type, created_at, standing, values, kind, unusable, reason, size, seen
+    )
 
 
 def _where_written(values: Pair, pair: Pair) -> Pair:
@@ -1083,7 +1089,8 @@ class Courtesy:
 def read_page(store: sqlite3.Connection, page: Page) -> list[Plan]:
     """Read and plan the open rows of a page, one by one, with no payload kept.
 
-    SQLite's own decoding is the fast one; where a text is not UTF-8 the page is read again.
+    Where the payloads are large, only its first rows: those of PAGE_SIZE. SQLite's own
+    decoding is the fast one; where a text is not UTF-8 the page is read again.
     """
     store.text_factory = str
     try:
@@ -1103,11 +1110,15 @@ def read_page(store: sqlite3.Connection, page: Page) -> list[Plan]:
 
 def _read_and_plan(store: sqlite3.Connection, page: Page) -> list[Plan]:
     seen = data_version(store)
-    plans = []
+    plans: list[Plan] = []
+    size = 0
     for row in store.execute(READ_PAGE, {"first": page.first, "last": page.last}):
         if row[0] > page.last:
             break
         plans.append(plan_row(row, seen))
+        size += plans[-1].size
+        if size >= PAGE_SIZE:
+            break
     return plans
 
 
@@ -1392,7 +1403,7 @@ def fill_rows(
     Raises sqlite3.Error, StoreError, or Interrupted between two batches.
     """
     plans = read_plans(store, summary, patience)
-    while batch := list(itertools.islice(plans, min(summary.batch_size, sys.maxsize))):
+    while batch := take_batch(plans, summary.batch_size):
         patience.check()
         outcomes: list[Plan] = []
         try:
@@ -1407,15 +1418,32 @@ def fill_rows(
             on_batch(outcomes)
 
 
+def take_batch(plans: Iterator[Plan], rows: int) -> list[Plan]:
+    """Take so many plans, or fewer where their payloads are large: those of BATCH_SIZE."""
+    batch: list[Plan] = []
+    size = 0
+    for plan in plans:
+        batch.append(plan)
+        size += plan.size
+        if len(batch) >= rows or size >= BATCH_SIZE:
+            break
+    return batch
+
+
 def read_plans(store: sqlite3.Connection, summary: Summary, patience: Patience) -> Iterator[Plan]:
     """Yield the plans of all rows to fill by ascending rowid; no read is open meanwhile."""
     for page in summary.pages or []:
-        if page.open_rows:
+        found, rest = 0, page
+        while page.open_rows and rest.first <= rest.last:
             patience.check()
-            plans = patience.wait(read_page, store, page)
-            summary.gone += max(0, page.open_rows - len(plans))
-            summary.appeared += max(0, len(plans) - page.open_rows)
+            plans = patience.wait(read_page, store, rest)
+            found += len(plans)
             yield from plans
+            if sum(plan.size for plan in plans) < PAGE_SIZE:  # it was read to its end
+                break
+            rest = rest._replace(first=plans[-1].audit_id + 1)
+        summary.gone += max(0, page.open_rows - found)
+        summary.appeared += max(0, found - page.open_rows)
 
 
 class Moment(NamedTuple):

@@ -703,6 +703,26 @@ class RunTest(StoreTest):
             self.fill("--batch-size", 4)
         self.assertEqual(commits, [(4, 4), (4, 8), (2, 10)])
 
+    def test_where_payloads_are_large_reads_and_batches_are_shorter(self) -> None:
+        large = json.dumps({"source_ts": EVENT, "timestamp": DONE, "filler": "x" * 1000})
+        self.make([{"payload": large}] * 25)
+        sizes = []
+        read_page = backfill.read_page
+
+        def watch(*arguments: Any) -> list[backfill.Plan]:
+            plans = read_page(*arguments)
+            sizes.append(len(plans))
+            return plans
+
+        with (
+            mock.patch.object(backfill, "PAGE_SIZE", 3 * len(large)),
+            mock.patch.object(backfill, "BATCH_SIZE", 10 * len(large)),
+            mock.patch.object(backfill, "read_page", watch),
+        ):
+            summary = self.fill()
+        self.assertEqual(sizes, [3] * 8 + [1])
+        self.assertEqual((summary["filled"], summary["batches"], summary["gone"]), (25, 3, 0))
+
     def test_audit_ids_may_be_negative_sparse_and_extreme(self) -> None:
         ids = [-(2**63), -5, -1, 0, 1, 7, 10**6, 2**40, 2**63 - 1]
         self.make({"audit_id": audit_id} for audit_id in ids)
