@@ -2135,7 +2135,7 @@ class RestTest(StoreTest):
                     checkpoint(courtesy)  # noqa: B023
 
                 with (
-                    mock.patch.object(backfill, "CHECKPOINT_SECONDS", seconds),
+                    mock.patch.object(backfill, "CHECKPOINT_ALONE", seconds),
                     mock.patch.object(backfill.Courtesy, "_checkpoint", count),
                 ):
                     self.fill("--batch-size", 1)
@@ -2145,7 +2145,7 @@ class RestTest(StoreTest):
         self.make([{}] * 400, journal_mode="wal")
         reader = self.connect()
         with (
-            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+            mock.patch.object(backfill, "CHECKPOINT_ALONE", 0.0),
             mock.patch.object(backfill, "HELD_UP_BYTES", 400_000),
         ):
             result = self.tool("--batch-size", 20)
@@ -2604,7 +2604,7 @@ class StorageTest(StoreTest):
             sample_store.make_store(path, rows=8000, journal_mode="wal")
             other = self.connect(path)  # without it, the end of the run would remove the WAL
             other.execute("SELECT count(*) FROM task_audits").fetchone()
-            with mock.patch.object(backfill, "CHECKPOINT_SECONDS", often):
+            with mock.patch.object(backfill, "CHECKPOINT_ALONE", often):
                 self.assertEqual(run("--db-path", path, "--batch-size", 100).code, 0)
             sizes.append(Path(f"{path}-wal").stat().st_size)
         self.assertLess(sizes[0], sizes[1] / 2)
