@@ -42,6 +42,7 @@ import select
 import shlex
 import shutil
 import stat
+import struct
 import tempfile
 import threading
 import time
@@ -213,6 +214,14 @@ READ_ONLY_PLACE = (
     "and look at the copy"
 )
 NO_ROOM = "the disk has no room, or no inodes, left (df and df -i tell): make room, then run again"
+FILE_LIMIT = (
+    "a write failed though the disk has room: look for a limit of file sizes (ulimit -f), a quota "
+    "and the disk's errors, then run again"
+)
+NEWER_SQLITE = (
+    f"this Python's SQLite {sqlite3.sqlite_version} cannot use it, because it was made by a newer "
+    "one: use a Python with a newer SQLite"
+)
 NO_MEMORY = "there is not enough memory: end something else, then run again"
 CAUSES = {
     "SQLITE_BUSY": "another process held its lock for over {timeout:g} s: "
@@ -232,8 +241,7 @@ CAUSES = {
     "permissions of file and folder; of a read-only WAL store copy all files, and look at the copy",
     "SQLITE_IOERR": "reading or writing it failed: look for the disk in the system's log, "
     "then run again",
-    "SQLITE_IOERR_WRITE": "a write failed though the disk has room: look for a quota, a limit of "
-    "file sizes (ulimit -f) and the disk's errors, then run again",
+    "SQLITE_IOERR_WRITE": FILE_LIMIT,
     "SQLITE_IOERR_SHMOPEN": NO_SHARED_MEMORY,
     "SQLITE_IOERR_SHMSIZE": NO_SHARED_MEMORY,
     "SQLITE_IOERR_SHMMAP": NO_SHARED_MEMORY,
@@ -259,8 +267,9 @@ MISSING = ("no such", "unknown function")
 CAUSES_BY_WORDS = {
     MISSING: "something that filling a row needs, perhaps for a trigger or an index, is not "
     "there: run where it is loaded, or mend the schema, or wait for a migration to end",
-    ("malformed database schema", "unsupported file format"): "this Python's SQLite "
-    f"{sqlite3.sqlite_version} cannot read its schema: use a Python with a newer SQLite",
+    ("malformed database schema",): f"this Python's SQLite {sqlite3.sqlite_version} cannot read "
+    "its schema: use a Python with a newer SQLite",
+    ("unsupported file format",): NEWER_SQLITE,
 }
 # And by what the system says when it is asked to open the file, or to make one beside it.
 CAUSES_BY_ERRNO = {
@@ -271,10 +280,11 @@ CAUSES_BY_ERRNO = {
     errno.ENFILE: "no file descriptors are left on this machine: end something, then run again",
     errno.ENOSPC: NO_ROOM,
     errno.EDQUOT: "the disk quota is used up: make room, then run again",
+    errno.EFBIG: FILE_LIMIT,
     errno.ENOENT: "it was moved away during the run: run again on the file that the agents use",
 }
 PATH_TOO_LONG = (
-    f"its path has more than the {504} bytes that SQLite takes: mount or link its folder "
+    f"its path has more than the {LONGEST_PATH} bytes that SQLite takes: mount or link its folder "
     "under a shorter one"
 )
 # Primary codes: where to ask the system; what is nobody's row but the store's or the machine's.
@@ -282,6 +292,7 @@ ASK_SYSTEM = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_READONLY,
 }
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -291,7 +302,6 @@ NOBODYS_ROW = {
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_INTERRUPT,
     sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_PROTOCOL,
 }
 
@@ -300,6 +310,7 @@ DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 PAGE_SIZE = 4_000_000  # characters of payload that one read parses: the same
 BATCH_SIZE = 16_000_000  # and that a batch has: it may be read again under the write lock
+PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 
 LOCK_SLICES = (0.1, 0.1, 0.2, 0.5, 1.0)  # seconds that SQLite waits for a lock, each time longer:
@@ -327,6 +338,7 @@ DISPENSABLE = ("rate", "bar", "label", "count", "left")
 LABEL_WIDTH = 29
 FIGURE_WIDTH = 12
 COLUMN_WIDTH = max(map(len, FIELDS))
+PIECE = 1000  # characters written at once
 CUT = 200  # characters of a stranger's text that are shown
 
 INTERRUPTS = ("SIGHUP", "SIGINT", "SIGTERM")
@@ -730,7 +742,8 @@ def check_name(path: Path, *, read_only: bool) -> str | None:
         raise StoreError(f"there is no file {shown}: name the store with --db-path") from None
     except OSError as error:
         raise StoreError(
-            f"{shown} cannot be found ({error.strerror}): name the store with --db-path"
+            f"{shown} cannot be found ({error.strerror}): run as a user who may, or name the store "
+            "with --db-path"
         ) from error
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{shown} is no file: name the store with --db-path")
@@ -960,8 +973,10 @@ def make_backup(
     permissions, or fewer. Raises StoreError, OSError, sqlite3.Error or Interrupted, and
     then leaves no file.
     """
-    if os.path.lexists(target):
-        raise StoreError(f"{printable(target, None)} exists already: name a new file with --backup")
+    for suffix in ("", *COMPANIONS):  # SQLite would play an old journal into the copy
+        if os.path.lexists(f"{target}{suffix}"):
+            taken = printable(f"{target}{suffix}", None)
+            raise StoreError(f"{taken} exists already: name a new file with --backup")
 
     def on_step(_status: int, left: int, total: int) -> None:
         if patience.signum is not None:
@@ -986,7 +1001,11 @@ def make_backup(
                 f"{printable(target, None)} was made by somebody else meanwhile: "
                 "name a new file with --backup"
             ) from None
-        partial.replace(target)
+        try:
+            partial.replace(target)
+        except BaseException:
+            target.unlink()
+            raise
     return not stat.S_IMODE(target.stat().st_mode) & ~stat.S_IMODE(path.stat().st_mode)
 
 
@@ -1271,6 +1290,7 @@ class Summary:
     status: str = "failed"
     error: str | None = None
     backup: Path | None = None
+    backup_size: int = 0  # bytes
     pages: list[Page] | None = None  # None before the rows are counted
     batches: int = 0
     kinds: Counter[Kind] = field(default_factory=Counter)
@@ -1460,12 +1480,25 @@ class Moment(NamedTuple):
 
 
 def moment_of(store: sqlite3.Connection, path: Path) -> Moment:
+    return Moment(data_version(store), fetch(store, "PRAGMA schema_version")[0], file_at(path))
+
+
+def file_at(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file from another, None where there is none."""
     try:
         status = path.stat()
-        file = (status.st_dev, status.st_ino)
     except OSError:
-        file = None
-    return Moment(data_version(store), fetch(store, "PRAGMA schema_version")[0], file)
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_place(path: Path, before: Moment) -> None:
+    """Raise StoreError where another file is at `path` now, or none."""
+    if file_at(path) != before.file:
+        raise StoreError(
+            f"{printable(path, None)} is not the file any more that was filled, but was moved or "
+            "replaced meanwhile: run again on the file that the agents use"
+        )
 
 
 def check_result(
@@ -1482,16 +1515,12 @@ def check_result(
     the file is not the one at `path` any more. Calls on_page(pages, pages in all).
     """
     now = patience.wait(moment_of, store, path)
+    check_place(path, before)
     found = patience.wait(lambda: store.execute(SELECT_TRIGGERS, ("task_audits",)).fetchall())
     triggers = [printable(name) for (name,) in found]
     migrated = now.schema_version != before.schema_version
     if triggers or migrated or now.data_version != before.data_version:
         count_again(store, summary, patience, on_page, whole=bool(triggers) or migrated)
-    if now.file != before.file:
-        raise StoreError(
-            f"{printable(path, None)} is not the file any more that was filled, but was moved or "
-            "replaced meanwhile: see what the agents use, and run again on that"
-        )
     if summary.undone:
         culprit = "another process"
         if triggers:
@@ -1580,24 +1609,39 @@ def format_progress(
     return "".join(parts.values()).strip()
 
 
-def write_all(stream: TextIO, text: str) -> None:
-    """Write and flush, waiting for a reader that is slow. Raises OSError."""
+def takes_output(stream: TextIO, seconds: float = 0) -> bool:
+    """Whether a stream takes output at once: not after Ctrl-S, not where a pipe is full."""
+    try:
+        return bool(select.select([], [stream], [], seconds)[1])
+    except (OSError, ValueError):  # not to be told: no file, or Windows
+        return True
+
+
+def write_all(stream: TextIO, text: str, patience: Patience) -> None:
+    """Write and flush, waiting for a slow reader; after a signal, not for long. Raises OSError."""
     with suppress(OSError, ValueError, AttributeError):  # no file, or none that can block
         os.set_blocking(stream.fileno(), True)
-    stream.write(text)
-    stream.flush()
+    give_up = math.inf
+    for start in range(0, len(text), PIECE):  # what fits into a pipe that takes output
+        while not takes_output(stream, SLEEP_SLICE):
+            if patience.signum is not None:
+                give_up = min(give_up, time.monotonic() + LONGEST_REST)
+            if time.monotonic() > give_up:
+                raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+        stream.write(text[start : start + PIECE])
+        stream.flush()
 
 
 class Screen:
     """stderr: a line of progress, and what is said beside it. What cannot be shown is not.
 
-    On a terminal the line redraws itself, elsewhere it comes every few seconds. `now` is the
-    run's clock, in seconds.
+    On a terminal the line redraws itself, elsewhere it comes every few seconds.
     """
 
-    def __init__(self, stream: TextIO, now: Callable[[], float], *, quiet: bool) -> None:
+    def __init__(self, stream: TextIO, patience: Patience, *, quiet: bool) -> None:
         self._stream = stream
-        self._now = now
+        self._patience = patience
+        self._now = patience.now
         self._quiet = quiet
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._drawn = False  # there is a line of progress to clear
@@ -1625,7 +1669,7 @@ class Screen:
         """Show where the phase ended, if that is known, and leave the line."""
         if self._total and self._shown != self._done:
             self._show_progress()
-        if self._drawn:
+        if self._drawn and takes_output(self._stream):
             self._write("\n")
         self._drawn = False
 
@@ -1658,17 +1702,10 @@ class Screen:
 
     def _show(self, line: str) -> None:
         self._next = self._now() + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
-        if self._quiet or not self._takes_output():
+        if self._quiet or not takes_output(self._stream):
             return
         self._write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         self._drawn = self._live
-
-    def _takes_output(self) -> bool:
-        """Whether stderr takes output at once: not after Ctrl-S, not where a pipe is full."""
-        try:
-            return bool(select.select([], [self._stream], [], 0)[1])
-        except (OSError, ValueError):  # not to be told: no file, or Windows
-            return True
 
     def say(self, text: str) -> None:
         """Print a line that is an error, or that no --quiet suppresses."""
@@ -1681,6 +1718,13 @@ class Screen:
         if not self._quiet:
             self.say(text)
 
+    def note_at_once(self, text: str) -> bool:
+        """Print a line if that does not have to wait; return whether it was."""
+        ready = self._quiet or takes_output(self._stream)
+        if ready:
+            self.note(text)
+        return ready
+
     def warn(self, reason: str, text: str) -> None:
         """Count a warning, and show the first few of each reason."""
         self.warnings[reason] += 1
@@ -1688,8 +1732,16 @@ class Screen:
             self.note(f"warning: {text}")
 
     def _write(self, text: str) -> None:
-        with suppress(OSError):  # nobody is left to tell; the work goes on
-            write_all(self._stream, text)
+        try:
+            write_all(self._stream, text, self._patience)
+        except OSError:  # nobody is left to tell; the work goes on
+            forget(self._stream)
+
+
+def forget(stream: TextIO) -> None:
+    """Let what is written from now on go nowhere, so that Python's last flush is no error."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def describe(plan: Plan, *, fall_backs: bool) -> Iterator[tuple[str, str]]:
@@ -1810,9 +1862,7 @@ def format_report(summary: Summary, verdict: str) -> str:
             lines += _figures(("    a field passed over", passed, "it is no timestamp"))
         lines.append("")
     if summary.backup is not None:
-        lines.append(
-            f"Backup {printable(summary.backup, None)}, {summary.backup.stat().st_size:,} bytes"
-        )
+        lines.append(f"Backup {printable(summary.backup, None)}, {summary.backup_size:,} bytes")
     lines += [
         f"{counted(summary.batches, 'batch', 'batches')} of up to {summary.batch_size:,} rows in "
         f"{summary.elapsed_seconds:.1f} s, {summary.rows_per_second:,.0f} rows/s",
@@ -2026,7 +2076,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = Summary(str(path), options.dry_run, options.batch_size)
     log = Log()
     patience = Patience(options.busy_timeout)
-    screen = Screen(sys.stderr, patience.now, quiet=options.quiet)
+    screen = Screen(sys.stderr, patience, quiet=options.quiet)
     patience.on_wait = screen.waiting
     with patience.listening():
         code = run(options, path, summary, screen, log, patience)
@@ -2045,22 +2095,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             screen.note(verdict)
         try:
             if options.json:
-                write_all(sys.stdout, json.dumps(summary.as_json()) + "\n")
+                write_all(sys.stdout, json.dumps(summary.as_json()) + "\n", patience)
             elif has_report:
-                write_all(sys.stdout, format_report(summary, verdict) + "\n")
+                write_all(sys.stdout, format_report(summary, verdict) + "\n", patience)
         except BrokenPipeError:  # a reader that has seen enough is no error
-            _forget(sys.stdout)
+            forget(sys.stdout)
         except OSError as error:
             screen.say(f"error: the output cannot be written: {error.strerror}")
-            _forget(sys.stdout)
+            forget(sys.stdout)
             code = code or EXIT_FAILED
     return code
-
-
-def _forget(stream: TextIO) -> None:
-    """Let Python's own flush at the end go nowhere: it would complain, or exit with 120."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(
@@ -2085,7 +2129,7 @@ def fill_store(
     options: Options, path: Path, summary: Summary, screen: Screen, log: Log, patience: Patience
 ) -> None:
     """Check the store, back it up, count its rows, fill them, and count again if need be."""
-    if options.db_path is None and not path.is_file():
+    if options.db_path is None and not os.path.isfile(path):  # noqa: PTH113 - raises nothing
         raise StoreError(where_the_store_may_be(path))
     network = check_name(path, read_only=options.dry_run)
     for option, file in (("--backup", options.backup), ("--log-file", options.log_file)):
@@ -2114,6 +2158,7 @@ def fill_store(
                         screen.warn(reason, words)
             log.write(lines)
             screen.update(summary.reached, summary.to_fill)
+            check_place(path, before)
 
         began = patience.now()
         try:
@@ -2190,18 +2235,22 @@ def back_up(
     def show(done: int, total: int) -> None:
         nonlocal said
         if patience.stop_asked and not said:
-            said = True
-            screen.note("note: the process stops as soon as the backup is made")
+            said = screen.note_at_once("note: the process stops as soon as the backup is made")
         screen.update(done, total)
 
     screen.start("Backup", "pages")
     try:
         keeps_permissions = make_backup(store, path, target, patience, show)
-    except (OSError, sqlite3.Error) as error:
-        words = error.strerror if isinstance(error, OSError) else printable(error)
+        summary.backup_size = target.stat().st_size
+    except OSError as error:
         raise StoreError(
             f"the backup {printable(target, None)} cannot be made, so nothing was written: "
-            f"{words}: mend that, or name another file with --backup"
+            f"{error.strerror}: mend that, or name another file with --backup"
+        ) from error
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"the backup {printable(target, None)} cannot be made, so nothing was written: "
+            f"{cause_of(error).format(timeout=patience.busy_timeout)} ({printable(error)})"
         ) from error
     finally:
         screen.end()
@@ -2220,6 +2269,17 @@ def tell_held_up(screen: Screen, size: int) -> None:
     )
 
 
+def cause_of(error: sqlite3.Error) -> str:
+    """Return what an error of SQLite means and what to do, by its words, else by its code."""
+    code = primary_code(error)
+    if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
+        for begins, cause in CAUSES_BY_WORDS.items():
+            if str(error).startswith(begins):
+                return cause
+    primary = next((name for name in CAUSES if getattr(sqlite3, name) == code), "SQLITE_ERROR")
+    return CAUSES.get(getattr(error, "sqlite_errorname", ""), CAUSES[primary])
+
+
 def explain(error: Exception, path: Path, options: Options) -> str:
     """Say what went wrong and what to do, as one line. Every connection is closed by now."""
     if isinstance(error, StoreError):
@@ -2227,15 +2287,10 @@ def explain(error: Exception, path: Path, options: Options) -> str:
     words = printable(error if str(error) else type(error).__name__)
     if isinstance(error, MemoryError):
         cause = NO_MEMORY
-    elif isinstance(error, OSError):
-        cause = CAUSES_BY_ERRNO.get(error.errno or 0, "the system refused it: mend that, run again")
+    elif not isinstance(error, sqlite3.Error):
+        cause = "the system refused what the run needs: mend that, then run again"
     else:
-        name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
-        primary = "_".join(name.split("_")[:2])
-        cause = CAUSES.get(name) or CAUSES.get(primary) or CAUSES["SQLITE_ERROR"]
-        if primary in ("SQLITE_ERROR", "SQLITE_CORRUPT"):
-            said = (text for begins, text in CAUSES_BY_WORDS.items() if words.startswith(begins))
-            cause = next(said, cause)
+        cause = cause_of(error)
         if primary_code(error) in ASK_SYSTEM:
             if len(os.fsencode(os.path.realpath(path))) > LONGEST_PATH:
                 cause = PATH_TOO_LONG
@@ -2245,19 +2300,27 @@ def explain(error: Exception, path: Path, options: Options) -> str:
 
 
 def ask_system(path: Path, cause: str, *, read_only: bool) -> tuple[str, str]:
-    """Open the file, and make one beside it: return the cause that comes to light, else `cause`.
+    """Open the file, and make one beside it, as SQLite does: what comes to light, else `cause`.
 
-    And the system's own words. Only with every connection closed: closing a file drops this
-    process's locks on it.
+    Returns the cause and the system's own words. Only with every connection closed: closing a
+    file drops this process's locks on it.
     """
     what, done = "the file", "read"
+    folder = Path(os.path.realpath(path)).parent
     try:
-        os.close(os.open(path, os.O_RDONLY))
-        if not read_only:
+        with path.open("rb") as file, path.open("rb"):
+            magic, write_version, read_version = struct.unpack("15s3xBB", file.read(20))
+            if magic == b"SQLite format 3" and max(write_version, read_version) > 2:
+                return NEWER_SQLITE, ""
+            if read_only:
+                return (READ_ONLY_PLACE if read_version == 2 else cause), ""
             done = "written"
-            os.close(os.open(path, os.O_RDWR))
-            what = "its folder, where SQLite keeps the journal,"
-            tempfile.TemporaryFile(dir=path.parent).close()
+            with path.open("r+b"):
+                what = "its folder, where SQLite keeps the journal,"
+                with tempfile.TemporaryFile(dir=folder) as beside:
+                    beside.write(bytes(PROBE_BYTES))
+    except struct.error:  # it is not even as long as the head of a database
+        pass
     except OSError as error:
         cause = CAUSES_BY_ERRNO.get(error.errno or 0, cause).format(what=what, done=done)
         return cause, f"; {error.strerror}"
@@ -2269,7 +2332,7 @@ def how_to_check(path: Path) -> str:
     script = find_verification()
     if script is None:
         return f"check it with {VERIFICATION}"
-    if script.parent == Path.cwd():
+    if script.parent.samefile(os.curdir):
         script = Path(script.name)
     store = str(path)
     if not path.is_absolute() and (store.startswith("-") or ":" in store):
