@@ -26,10 +26,13 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # the script's own folder, which may be anybody's: import nothing from it
 
 import os
-import signal
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main() listens
+if __name__ == "__main__":
+    # Until main() listens. What signal is made of: signal itself takes a while to import.
+    import _signal  # type: ignore[import-not-found]
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
 import errno
@@ -41,6 +44,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import stat
 import struct
 import tempfile
