@@ -103,6 +103,7 @@ OTHER_FORMS = re.compile(
     rf"(?: ?([Zz]|UTC|{_OFFSET_HOURS}(?::?[0-5]\d)?))?",
     re.ASCII,
 )
+LONE_DOT = re.compile(r"\.(?=[+-]|\Z)")
 NUMBER_AS_TEXT = re.compile(r"[1-9]\d{8,18}(?:\.\d+)?", re.ASCII)
 
 EPOCH = datetime(1970, 1, 1)
@@ -585,11 +586,17 @@ def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
 
 
 def read_as_agentos(value: object) -> datetime | None:
-    """Read what stands in a column the way AgentOS's own readers do, None where they cannot."""
+    """Read what stands in a column the way AgentOS's own readers do, None where they cannot.
+
+    They run on Python 3.13, which does not take hour 24 and does take a dot without digits;
+    3.14 has it the other way round.
+    """
+    text = str(value).replace("Z", "+00:00")
     try:
-        return datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(LONE_DOT.sub("", text))
     except ValueError:
         return None
+    return None if moment.hour == 0 and "24" in (text[9:11], text[11:13]) else moment
 
 
 def _has_offset(timestamp: str) -> bool:

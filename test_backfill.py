@@ -615,6 +615,24 @@ PAIRS: list[tuple[str, tuple[Any, Any], tuple[Any, Any], tuple[Any, Any]]] = [
         ("1999-01-05Z", "2026-01-05 08:00:01"),
     ),
     (
+        "hour 24 stands, which AgentOS's Python does not read, whatever ours does",
+        (None, "2026-01-05 08:00:01"),
+        ("2026-01-05T24:00:00Z", None),
+        ("2026-01-05T24:00:00Z", "2026-01-05 08:00:01"),
+    ),
+    (
+        "midnight of the 24th stands, which it reads",
+        (None, "2026-01-05 08:00:01"),
+        ("2026-01-24T00:00:00Z", None),
+        ("2026-01-24T00:00:00Z", "2026-01-05T08:00:01Z"),
+    ),
+    (
+        "a dot without digits stands, which it reads",
+        (None, "2026-01-05 08:00:01"),
+        ("2026-01-05T08:00:00.Z", None),
+        ("2026-01-05T08:00:00.Z", "2026-01-05T08:00:01Z"),
+    ),
+    (
         "an offset that stands is read with its Z",
         (None, "2026-01-05 08:00:01"),
         ("1999-01-05T00:00Z", None),
