@@ -103,7 +103,7 @@ OTHER_FORMS = re.compile(
     rf"(?: ?([Zz]|UTC|{_OFFSET_HOURS}(?::?[0-5]\d)?))?",
     re.ASCII,
 )
-LONE_DOT = re.compile(r"\.(?=[+-]|\Z)")
+LONE_DOT = re.compile(r"\.(?=[+-])")
 NUMBER_AS_TEXT = re.compile(r"[1-9]\d{8,18}(?:\.\d+)?", re.ASCII)
 
 EPOCH = datetime(1970, 1, 1)
@@ -2287,7 +2287,9 @@ def cause_of(error: sqlite3.Error) -> str:
         for begins, cause in CAUSES_BY_WORDS.items():
             if str(error).startswith(begins):
                 return cause
-    primary = next((name for name in CAUSES if getattr(sqlite3, name) == code), "SQLITE_ERROR")
+    primary = next(
+        (name for name in CAUSES if getattr(sqlite3, name, None) == code), "SQLITE_ERROR"
+    )
     return CAUSES.get(getattr(error, "sqlite_errorname", ""), CAUSES[primary])
 
 

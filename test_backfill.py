@@ -95,6 +95,8 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 IS_ROOT = os.geteuid() == 0
 PROCESSES = 3
+# A newer SQLite comes with a module of its own, which tells no extended codes and sets no limits.
+OWN_MODULE = unittest.skipUnless(sqlite3.__name__ == "sqlite3", "needs Python's own sqlite3")
 FULL = Path("/dev/full")
 FIFO_WORDS = "nobody reads this pipe"
 
@@ -2581,6 +2583,7 @@ class RefusalTest(StoreTest):
                 error.sqlite_errorcode = code
                 self.assertEqual(backfill.is_nobodys_row(error), nobodys)
 
+    @OWN_MODULE
     def test_a_row_too_long_to_be_read_ends_the_run_and_is_named(self) -> None:
         self.make([{}, {}, {"payload": json.dumps({"x": "x" * 5000})}, {}])
         open_store = backfill.open_store
@@ -2598,6 +2601,7 @@ class RefusalTest(StoreTest):
                     result.err, "error: the row that is to be filled after audit_id 2 is longer"
                 )
 
+    @OWN_MODULE
     def test_a_row_too_long_behind_the_rows_to_fill_is_not_touched(self) -> None:
         self.make([{}, {"payload": json.dumps({"x": "x" * 5000}), "event_type": "TASK"}])
         open_store = backfill.open_store
@@ -2649,6 +2653,7 @@ class StorageTest(StoreTest):
             file.truncate(self.path.stat().st_size // 4096 // 8 * 4096)
         self.check_failed(self.tool("--json"), "it is damaged: PRAGMA integrity_check")
 
+    @OWN_MODULE
     def test_a_damaged_index_keeps_what_was_committed(self) -> None:
         self.make([{}] * 200 + [{"event_type": "TASK"}] * 2000)
         (root,) = self.query(
@@ -3201,6 +3206,7 @@ class BackupPlaceTest(MachineTest):
         self.assertEqual(result.code, 0, result.err)
         self.assertRegex(result.out, "(?m)^completed: 5 of 5 rows filled")
 
+    @OWN_MODULE
     def test_what_ends_a_backup_is_named_as_elsewhere(self) -> None:
         sample_store.make_store(self.path, rows=800, journal_mode="delete")
         result = self.end(
@@ -3869,6 +3875,7 @@ class OtherPythonTest(MachineTest):
                 self.assertIn(f"needs Python 3.11 or later, and {python} is 3.{minor}",
                               process.stderr)  # fmt: skip
 
+    @OWN_MODULE
     def test_a_python_without_sqlite3_is_told_in_one_line(self) -> None:
         hidden = (
             "import runpy, sys; sys.modules['_sqlite3'] = None; sys.argv = sys.argv[1:]\n"
@@ -3955,6 +3962,7 @@ class CauseTest(MachineTest):
         shutil.copy(self.path, copy)
         self.assert_refused("copy of a WAL store needs its -wal", path=copy)
 
+    @OWN_MODULE
     def test_a_search_index_out_of_step_is_named_with_its_cure(self) -> None:
         self.make([{}])
         other = self.connect()
@@ -4029,6 +4037,7 @@ class CauseTest(MachineTest):
                 self.assert_failed(result, r"limit of file sizes \(ulimit -f\)", "shared memory")
                 self.assert_open(path)
 
+    @OWN_MODULE
     def test_the_journal_that_a_kill_left_is_named_in_a_dry_run_and_cured_by_a_run(self) -> None:
         self.make([{}] * 200)
         killed = subprocess.run(
