@@ -948,9 +948,8 @@ def survey(
     first, last = patience.wait(fetch, store, SELECT_BOUNDS)
     if first is None:
         return []
-    steps = plan_of(store, COUNT_PAGE, (0, 1, 1)) + plan_of(
-        store, READ_PAGE, {"first": 0, "last": 0}
-    )
+    steps = patience.wait(plan_of, store, COUNT_PAGE, (0, 1, 1))
+    steps += patience.wait(plan_of, store, READ_PAGE, {"first": 0, "last": 0})
     scans = any(re.match("SCAN.* task_audits", step) for step in steps)
     pages: list[Page] = []
     rows = 0
@@ -1067,7 +1066,7 @@ class Courtesy:
         self._pause = pause
         self._patience = patience
         self._on_held_up = on_held_up
-        self._version = data_version(store)
+        self._version = patience.wait(data_version, store)
         self._company_until = 0.0
         self._locked = 0.0
         self._released = -math.inf

@@ -34,7 +34,7 @@ import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 HERE = Path(__file__).resolve().parent
@@ -2074,6 +2074,37 @@ class LockTest(StoreTest):
                 self.assertEqual(self.columns(path), [(EVENT, DONE)] * 20 + [(None, None)] * 30)
                 self.assertEqual(run("--db-path", path).code, 0)
                 self.assertEqual(self.columns(path), [(EVENT, DONE)] * 50)
+
+    def test_whatever_is_asked_of_the_store_waits_for_a_lock(self) -> None:
+        self.make([{}, {}])
+        wait = backfill.Patience.wait
+        inside: list[object] = []
+
+        def waiting(patience: Any, action: Any, *arguments: Any) -> Any:
+            inside.append(action)
+            try:
+                return wait(patience, action, *arguments)
+            finally:
+                inside.pop()
+
+        class Watched(sqlite3.Connection):
+            asked: ClassVar[list[str]] = []
+
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                needs_no_lock = re.match(r"PRAGMA \w+ = |PRAGMA page_size|EXPLAIN UPDATE", sql)
+                if not (inside or self.in_transaction or needs_no_lock):
+                    self.asked.append(sql)
+                return super().execute(sql, *parameters)
+
+        connect = sqlite3.connect
+        with (
+            mock.patch.object(backfill.Patience, "wait", waiting),
+            mock.patch.object(
+                sqlite3, "connect", lambda *a, **o: connect(*a, **o, factory=Watched)
+            ),
+        ):
+            self.fill("--batch-size", 1)
+        self.assertEqual(Watched.asked, [])
 
     def test_a_lock_that_is_let_go_in_time_is_waited_for(self) -> None:
         self.make([{}])
