@@ -25,14 +25,15 @@ if sys.version_info < (3, 11):  # noqa: UP036 - who copies one file checks no me
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # the script's own folder, which may be anybody's: import nothing from it
 
-import os
-
 if __name__ == "__main__":
-    # Until main() listens. What signal is made of: signal itself takes a while to import.
-    import _signal  # type: ignore[import-not-found]
+    try:  # until main() listens: what signal is made of, for signal takes a while to import
+        import _signal  # type: ignore[import-not-found]
+        import os
 
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+        if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+            _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 import argparse
 import errno
@@ -40,6 +41,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import select
 import shlex
@@ -1507,7 +1509,9 @@ def check_place(path: Path, before: Moment) -> None:
     if file_at(path) != before.file:
         raise StoreError(
             f"{printable(path, None)} is not the file any more that was filled, but was moved or "
-            "replaced meanwhile: run again on the file that the agents use"
+            "replaced meanwhile: end the agents, move the -wal and -shm beside it to where the old "
+            "file went (what is written last is in them, and they would ruin another file), then "
+            "run again on the file that the agents use"
         )
 
 
@@ -1619,7 +1623,7 @@ def format_progress(
     return "".join(parts.values()).strip()
 
 
-def takes_output(stream: TextIO, seconds: float = 0) -> bool:
+def takes_output(stream: TextIO | io.FileIO, seconds: float = 0) -> bool:
     """Whether a stream takes output at once: not after Ctrl-S, not where a pipe is full."""
     try:
         return bool(select.select([], [stream], [], seconds)[1])
@@ -1803,7 +1807,9 @@ def counted(number: int, one: str, many: str) -> str:
 class Log:
     """The record of a run in a file, a line each; nothing where no file is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._piece = sys.maxsize  # bytes written at once
         self.path: Path | None = None
         self._file: io.FileIO | None = None
 
@@ -1813,6 +1819,8 @@ class Log:
         self._file = io.FileIO(os.open(path, flags, 0o666), "w")
         if hasattr(os, "O_NONBLOCK"):
             os.set_blocking(self._file.fileno(), True)
+        if stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
+            self._piece = PIECE
         self.path = path
 
     def write(self, lines: Iterable[tuple[str, str]]) -> None:
@@ -1824,7 +1832,10 @@ class Log:
         rest = memoryview(text.encode(errors="backslashreplace"))
         try:
             while rest:
-                rest = rest[self._file.write(rest) :]
+                if takes_output(self._file, SLEEP_SLICE):
+                    rest = rest[self._file.write(rest[: self._piece]) :]
+                elif self._patience.signum is not None:
+                    raise BlockingIOError(errno.EAGAIN, "nobody reads it")
         except OSError as error:
             self.close()
             raise StoreError(
@@ -2075,7 +2086,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage raises SystemExit(2)."""
-    options = build_parser().parse_args(argv, namespace=Options())
+    try:
+        options = build_parser().parse_args(argv, namespace=Options())
+    except OSError:  # of --help, in early releases of 3.11: nobody reads it
+        forget(sys.stdout)
+        return EXIT_DONE
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started us
@@ -2084,8 +2099,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     path = options.db_path or Path(os.path.expanduser(DEFAULT_STORE))  # noqa: PTH111
     summary = Summary(str(path), options.dry_run, options.batch_size)
-    log = Log()
     patience = Patience(options.busy_timeout)
+    log = Log(patience)
     screen = Screen(sys.stderr, patience, quiet=options.quiet)
     patience.on_wait = screen.waiting
     with patience.listening():
@@ -2306,8 +2321,9 @@ def explain(error: Exception, path: Path, options: Options) -> str:
         if primary_code(error) in ASK_SYSTEM:
             if len(os.fsencode(os.path.realpath(path))) > LONGEST_PATH:
                 cause = PATH_TOO_LONG
-            cause, system = ask_system(path, cause, read_only=options.dry_run)
-            words += system
+            else:
+                cause, system = ask_system(path, cause, read_only=options.dry_run)
+                words += system
     return f"{printable(path, None)}: {cause.format(timeout=options.busy_timeout)} ({words})"
 
 
@@ -2320,20 +2336,23 @@ def ask_system(path: Path, cause: str, *, read_only: bool) -> tuple[str, str]:
     what, done = "the file", "read"
     folder = Path(os.path.realpath(path)).parent
     try:
-        with path.open("rb") as file, path.open("rb"):
+        # As many files as SQLite has open: the store, its -wal, its -shm, a journal.
+        with path.open("rb") as file, path.open("rb"), path.open("rb"), path.open("rb"):
             magic, write_version, read_version = struct.unpack("15s3xBB", file.read(20))
             if magic == b"SQLite format 3" and max(write_version, read_version) > 2:
                 return NEWER_SQLITE, ""
-            if read_only:
-                return (READ_ONLY_PLACE if read_version == 2 else cause), ""
-            done = "written"
-            with path.open("r+b"):
-                what = "its folder, where SQLite keeps the journal,"
-                with tempfile.TemporaryFile(dir=folder) as beside:
-                    beside.write(bytes(PROBE_BYTES))
+            if not read_only:
+                done = "written"
+                path.open("r+b").close()
+        if not read_only or read_version == 2:  # a -wal needs a -shm also to be read
+            what, done = "its folder, where SQLite keeps the journal,", "written"
+            with tempfile.TemporaryFile(dir=folder) as beside:
+                beside.write(bytes(PROBE_BYTES))
     except struct.error:  # it is not even as long as the head of a database
         pass
     except OSError as error:
+        if read_only and done == "written" and error.errno in (errno.EACCES, errno.EROFS):
+            return READ_ONLY_PLACE, f"; {error.strerror}"
         cause = CAUSES_BY_ERRNO.get(error.errno or 0, cause).format(what=what, done=done)
         return cause, f"; {error.strerror}"
     return cause, ""
