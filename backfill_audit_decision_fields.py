@@ -2088,9 +2088,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage raises SystemExit(2)."""
     try:
         options = build_parser().parse_args(argv, namespace=Options())
-    except OSError:  # of --help, in early releases of 3.11: nobody reads it
-        forget(sys.stdout)
-        return EXIT_DONE
+    except (SystemExit, OSError) as end:  # --help, perhaps to somebody who does not read it
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            forget(sys.stdout)
+        if isinstance(end, OSError):  # argparse's, in early releases of Python 3.11
+            return EXIT_DONE
+        raise
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started us
