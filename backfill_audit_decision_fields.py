@@ -2086,17 +2086,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage raises SystemExit(2)."""
-    try:
-        options = build_parser().parse_args(argv, namespace=Options())
-    except (SystemExit, OSError) as end:  # --help, perhaps to somebody who does not read it
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except OSError:
-            forget(sys.stdout)
-        if isinstance(end, OSError):  # argparse's, in early releases of Python 3.11
-            return EXIT_DONE
-        raise
+    options = read_options(argv)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started us
@@ -2119,23 +2109,48 @@ def main(argv: Sequence[str] | None = None) -> int:
             summary.status, summary.error, code = "failed", str(error), EXIT_FAILED
             verdict = format_verdict(summary, "")
         log.close()
-        has_report = summary.pages is not None and not options.json
-        if summary.status == "failed":
-            screen.say(f"error: {format_error(summary)}")
-        elif not has_report:
-            screen.note(verdict)
+        return show_end(options, summary, verdict, screen, patience) or code
+
+
+def read_options(argv: Sequence[str] | None) -> Options:
+    """Parse the command line; raises SystemExit, with 2 for wrong usage."""
+    try:
+        return build_parser().parse_args(argv, namespace=Options())
+    except (SystemExit, OSError) as end:  # --help, perhaps to somebody who does not read it
         try:
-            if options.json:
-                write_all(sys.stdout, json.dumps(summary.as_json()) + "\n", patience)
-            elif has_report:
-                write_all(sys.stdout, format_report(summary, verdict) + "\n", patience)
-        except BrokenPipeError:  # a reader that has seen enough is no error
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
             forget(sys.stdout)
-        except OSError as error:
-            screen.say(f"error: the output cannot be written: {error.strerror}")
-            forget(sys.stdout)
-            code = code or EXIT_FAILED
-    return code
+        if isinstance(end, OSError):  # argparse's, in early releases of Python 3.11
+            raise SystemExit(EXIT_DONE) from None
+        raise
+
+
+def show_end(
+    options: Options, summary: Summary, verdict: str, screen: Screen, patience: Patience
+) -> int:
+    """Show the report, or how else it ended; return an exit code if that was not to be had."""
+    report = None
+    if options.json:
+        report = json.dumps(summary.as_json())
+    elif summary.pages is not None:
+        report = format_report(summary, verdict)
+    if summary.status == "failed":
+        screen.say(f"error: {format_error(summary)}")
+    elif options.json or report is None:
+        screen.note(verdict)
+    try:
+        if report is not None:
+            write_all(sys.stdout, f"{report}\n", patience)
+    except BrokenPipeError:  # a reader that has seen enough is no error
+        forget(sys.stdout)
+    except OSError as error:
+        screen.say(f"error: the output cannot be written: {error.strerror}")
+        forget(sys.stdout)
+        if summary.status == "completed":
+            return EXIT_FAILED
+    return EXIT_DONE
 
 
 def run(
