@@ -2384,8 +2384,9 @@ def how_to_check(path: Path) -> str:
     script = find_verification()
     if script is None:
         return f"check it with {VERIFICATION}"
-    if script.parent.samefile(os.curdir):
-        script = Path(script.name)
+    with suppress(OSError):  # a working folder that is gone, or not to be looked into
+        if script.parent.samefile(os.curdir):
+            script = Path(script.name)
     store = str(path)
     if not path.is_absolute() and (store.startswith("-") or ":" in store):
         store = os.path.join(".", store)  # noqa: PTH118 - Path() would drop the point
@@ -2400,7 +2401,7 @@ def how_to_check(path: Path) -> str:
 def find_verification() -> Path | None:
     """Return the verification beside this script, or where pip has put it."""
     beside = Path(__file__).resolve().with_name(VERIFICATION)
-    if beside.exists():
+    if os.path.exists(beside):  # noqa: PTH110 - raises nothing
         return beside
     from importlib import metadata  # noqa: PLC0415 - slow, and seldom needed
 
