@@ -2403,11 +2403,11 @@ def find_verification() -> Path | None:
     beside = Path(__file__).resolve().with_name(VERIFICATION)
     if os.path.exists(beside):  # noqa: PTH110 - raises nothing
         return beside
-    from importlib import metadata  # noqa: PLC0415 - slow, and seldom needed
-
     try:
+        from importlib import metadata  # noqa: PLC0415 - slow, and seldom needed
+
         files = metadata.files("backfill-audit-decision-fields") or []
-    except metadata.PackageNotFoundError:
+    except ImportError:  # that package is not installed here, among others
         return None
     return next((Path(str(f.locate())).resolve() for f in files if f.name == VERIFICATION), None)
 
