@@ -4523,6 +4523,113 @@ class VerifyTest(StoreTest):
                     self.assertRegex(found.details[2], "^4 values differ")
                     self.assertGreaterEqual(found.text.count("2026-01-01T00:00:00Z"), 3)
 
+    # What is wrong with one row among hundreds: (id, the checks that fail, the change).
+    # Its payload says {EVENT} and {DONE}, with an offset in row 201 and no field in row 202.
+    TAMPERINGS = (
+        ("2 ms off", {2}, "source_event_ts = '2026-01-05T08:00:01.002000Z'"),
+        ("500 ms off", {2}, "supervisor_processed_at = '2026-01-05T08:00:10.000000Z'"),
+        ("an epoch of 2000", {2, 5}, "source_event_ts = CAST(946684800000 AS BLOB)"),
+        ("a number in the column", {2, 5}, "source_event_ts = '1770112800.5'"),
+        ("the other field", {2}, f"source_event_ts = '{DONE}'"),
+        ("another row's value", {2}, "source_event_ts = '2026-01-07T08:00:01.000000Z'"),
+        ("exchanged", {2}, "source_event_ts = supervisor_processed_at,"
+         " supervisor_processed_at = source_event_ts"),
+        ("a Z lost", {5}, "source_event_ts = rtrim(source_event_ts, 'Z')"),
+        ("an offset dropped", {2}, "source_event_ts = substr(source_event_ts, 1, 19),"
+         " supervisor_processed_at = '2026-01-05T08:00:09'", 201),
+        ("an offset changed", {2}, "source_event_ts = '2026-01-05T10:00:01+03:00'", 201),
+        ("empty", {2, 5}, "source_event_ts = ''"),
+        ("a word", {2, 5}, "supervisor_processed_at = 'yesterday'"),
+        ("a BLOB", {2, 5}, "source_event_ts = CAST(source_event_ts AS BLOB)"),
+        ("a line feed behind it", {2, 5}, "source_event_ts = source_event_ts || char(10)"),
+        ("a year outside", {2}, "source_event_ts = '1999-01-05T08:00:01Z'"),
+        ("created_at", {2}, "source_event_ts = created_at"),
+        ("one forgotten", {6}, "source_event_ts = NULL"),
+        ("both forgotten", {6}, "source_event_ts = NULL, supervisor_processed_at = NULL"),
+        ("forgotten, from created_at", {6}, "source_event_ts = NULL", 202),
+    )  # fmt: skip
+
+    def make_lettered(self) -> None:
+        """Make a filled store whose payloads are full of letters that are not ASCII."""
+        letters = (
+            "\N{LEFT DOUBLE QUOTATION MARK}h\xf6her\N{RIGHT DOUBLE QUOTATION MARK} \u7b56\u7565"
+        )
+        fields = {"source_event_ts": EVENT, "supervisor_processed_at": DONE, "reason": letters}
+        rows = [{"payload": json.dumps(fields, ensure_ascii=False)} for _ in range(400)]
+        rows[200]["payload"] = rows[200]["payload"].replace(EVENT, "2026-01-05T10:00:01+02:00")
+        rows[201]["payload"] = json.dumps({"reason": letters}, ensure_ascii=False)
+        self.make(rows)
+        self.assertEqual(self.fill()["filled"], 400)
+
+    def test_each_tampering_with_one_row_among_hundreds_is_noticed(self) -> None:
+        self.make_lettered()
+        self.assertNotIn("FAIL", self.verify().verdicts.values())
+        whole = self.path.read_bytes()
+        for name, failing, change, *row in self.TAMPERINGS:
+            with self.subTest(name):
+                self.path.write_bytes(whole)
+                self.query(f"UPDATE task_audits SET {change} WHERE audit_id = {(row or [200])[0]}")
+                found = self.verify()
+                failed = {n for n, verdict in found.verdicts.items() if verdict == "FAIL"}
+                self.assertTrue(failed & failing, f"{failed}: {found.text}")
+
+    def test_a_store_in_utf_16_is_judged_like_any_other(self) -> None:
+        self.query("PRAGMA encoding = 'UTF-16le'")
+        with contextlib.closing(sqlite3.connect(self.path)) as store:
+            store.execute("PRAGMA encoding = 'UTF-16le'")
+            store.executescript(sample_store.SCHEMA)
+            self.insert(store, [{"payload": SOUND.replace("}", ', "r": "\u7b56"}')}] * 30)
+            store.commit()
+        self.fill()
+        self.assertIn("60 agree, 0 not judged", self.verify().details[2])
+        self.query("UPDATE task_audits SET source_event_ts = created_at WHERE audit_id = 7")
+        self.assertEqual(self.verify().verdicts[2], "FAIL")
+
+    def test_no_table_of_the_file_is_touched_whatever_fails(self) -> None:
+        names = set(re.findall(r"temp\.(\w+)", VERIFY.read_text(encoding="utf-8")))
+        self.assertGreater(len(names), 10)
+        theirs = "".join(
+            f"CREATE TABLE [{name}] (a); INSERT INTO [{name}] VALUES ('precious');"
+            for name in sorted(names)
+        )
+        for what in ("sound", "no table", "locked", "damaged"):
+            with self.subTest(what):
+                self.path.unlink(missing_ok=True)
+                if what == "no table":
+                    self.connect().executescript(theirs)
+                else:
+                    self.make([{}] * 200, extra=theirs)
+                    self.fill()
+                other = self.connect()
+                before = list(other.iterdump())
+                if what == "damaged":
+                    root = other.execute(
+                        "SELECT rootpage FROM sqlite_master WHERE name = 'task_audits'"
+                    ).fetchone()[0]
+                    other.close()
+                    with self.path.open("r+b") as file:
+                        file.seek((root - 1) * 4096)
+                        file.write(b"\xff" * 4096)
+                content = self.path.read_bytes()  # before the lock: closing a file drops it
+                if what == "locked":
+                    other.execute("BEGIN EXCLUSIVE")
+                script = VERIFY.read_text(encoding="utf-8").replace(".timeout 5000", ".timeout 50")
+                shell = subprocess.run(
+                    [str(SHELL), self.path],
+                    check=False,
+                    input=script,
+                    capture_output=True,
+                    text=True,
+                )
+                self.assertEqual(shell.returncode, 0 if what == "sound" else 1, shell.stderr)
+                if what == "locked":
+                    other.execute("ROLLBACK")
+                self.assertEqual(self.path.read_bytes(), content)
+                if what != "damaged":
+                    self.assertEqual(list(self.connect().iterdump()), before)
+                if what != "sound":
+                    self.assertNotRegex(shell.stdout, "PASS|FAIL")
+
     def test_a_missing_index_that_v24_leaves_out_is_named(self) -> None:
         self.make_sample()
         name = "idx_task_audits_event_source_ts"
