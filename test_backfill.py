@@ -1528,6 +1528,21 @@ class OutputTest(StoreTest):
             self.assertIn(f" WARNING {line}\n", log_file.read_text())
         self.assertRegex(result.err, "warning: 2 rows with a field for source_event_ts that is no")
 
+    def test_the_text_of_a_field_that_is_passed_over_is_cut_with_a_sign(self) -> None:
+        self.make([{"payload": json.dumps({"source_event_ts": "x" * 300})}])
+        self.assertRegex(self.tool().err, r'is no timestamp: "x{196}\.\.\.\n')
+
+    def test_the_report_names_the_backup_and_its_size(self) -> None:
+        self.make([{}])
+        backup = self.folder / "backup.db"
+        out = self.tool("--backup", backup).out
+        self.assertIn(f"\nBackup {backup}, {backup.stat().st_size:,} bytes\n", out)
+
+    def test_help_that_nobody_reads_ends_with_0_in_early_releases_of_python_3_11(self) -> None:
+        with mock.patch.object(backfill, "build_parser") as parser:
+            parser().parse_args.side_effect = BrokenPipeError
+            self.assertEqual(run("--help"), (0, "", ""))
+
     def test_a_dry_run_shows_a_row_of_each_kind_behind_the_figures(self) -> None:
         self.make(
             [
@@ -1929,6 +1944,25 @@ class LiveTest(ProcessTest):
                 self.assertEqual(run("--db-path", path, "--quiet").code, 0)
                 self.assertEqual(self.columns(path), expected)
 
+    def test_handlers_are_as_before_a_run_and_after_a_signal_none_changes_its_end(self) -> None:
+        self.make([{}])
+        names = (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU")
+        before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+        self.fill()
+        for name, handler in before.items():
+            self.assertEqual(signal.getsignal(getattr(signal, name)), handler)
+            self.addCleanup(signal.signal, getattr(signal, name), handler)
+        survey = backfill.survey
+
+        def interrupted(*arguments: Any) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            return survey(*arguments)
+
+        with mock.patch.object(backfill, "survey", interrupted):
+            self.assertEqual(self.tool().code, 143)
+        for name in backfill.INTERRUPTS:
+            self.assertEqual(signal.getsignal(getattr(signal, name)), signal.SIG_IGN)
+
     def test_a_signal_while_a_large_batch_is_read_waits_for_no_more_than_a_page(self) -> None:
         self.make([{}] * (3 * backfill.PAGE_ROWS))
         read_page = backfill.read_page
@@ -2237,6 +2271,27 @@ class RestTest(StoreTest):
         self.assertEqual(len(notes), 1)
 
 
+class PromiseTest(unittest.TestCase):
+    """The numbers that the manual's promises hang on: who changes one has measured it anew."""
+
+    def test_numbers(self) -> None:
+        for name, number in (
+            ("MOST_LEVELS", 500), ("MIGRATION", (0, 21)), ("LONGEST_PATH", 504),
+            ("DEFAULT_BATCH_SIZE", 1000), ("DEFAULT_BUSY_TIMEOUT", 30.0),
+            ("PAGE_ROWS", 1000), ("PAGE_SIZE", 4_000_000), ("BATCH_SIZE", 16_000_000),
+            ("BACKUP_PAGES", 1000), ("PROBE_BYTES", 65_536),
+            ("LOCK_SLICES", (0.1, 0.1, 0.2, 0.5, 1.0)), ("LOCK_PAUSE", 0.4),
+            ("SLEEP_SLICE", 0.1), ("LONGEST_REST", 2.0), ("COMPANY_SECONDS", 2.0),
+            ("FREE_SHARE_ALONE", 0.2), ("FREE_SHARE_IN_COMPANY", 0.8),
+            ("CHECKPOINT_ALONE", 0.3), ("CHECKPOINT_IN_COMPANY", 0.02),
+            ("HELD_UP_BYTES", 16_000_000), ("EXAMPLES", 3), ("PREVIEW_KINDS", 10),
+            ("REDRAW_SECONDS", 0.1), ("PLAIN_SECONDS", 5.0), ("CUT", 200), ("PIECE", 1000),
+            ("EXIT_DONE", 0), ("EXIT_FAILED", 1), ("EXIT_SIGNAL", 128),
+        ):  # fmt: skip
+            with self.subTest(name):
+                self.assertEqual(getattr(backfill, name), number)
+
+
 class TransactionTest(StoreTest):
     """The lock that a batch takes, and what is counted when."""
 
@@ -2290,7 +2345,7 @@ class TransactionTest(StoreTest):
 
         with mock.patch.object(backfill.Patience, "sleep", read_beside):
             self.fill()
-        self.assertEqual(waits[:3], [backfill.LOCK_PAUSE] * 3)
+        self.assertEqual(waits[:3], [0.4] * 3)
         self.assertEqual(self.columns(), [(EVENT, DONE)])
 
     def test_a_reader_held_past_the_timeout_ends_the_run_with_nothing_counted(self) -> None:
@@ -2613,6 +2668,29 @@ class RefusalTest(StoreTest):
                 error = sqlite3.OperationalError(words)
                 error.sqlite_errorcode = code
                 self.assertEqual(backfill.is_nobodys_row(error), nobodys)
+
+    def test_what_is_nobodys_row_ends_the_run_also_where_rows_are_written_one_by_one(self) -> None:
+        self.make(
+            [{}] * 4,
+            extra="""CREATE TRIGGER refuse BEFORE UPDATE ON task_audits WHEN new.audit_id = 1
+                     BEGIN SELECT RAISE(ABORT, 'no'); END;""",
+        )
+
+        class Full(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if sql.lstrip().startswith("UPDATE") and parameters[0][2] == 3:
+                    error = sqlite3.OperationalError("database or disk is full")
+                    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                    error.sqlite_errorname = "SQLITE_FULL"
+                    raise error
+                return super().execute(sql, *parameters)
+
+        connect = sqlite3.connect
+        with mock.patch.object(sqlite3, "connect", lambda *a, **o: connect(*a, **o, factory=Full)):
+            result = self.tool("--json")
+        self.assertEqual((result.code, result.summary["filled"]), (1, 0))
+        self.assertIn("is full", result.err)
+        self.assertEqual(set(self.columns()), {(None, None)})
 
     @OWN_MODULE
     def test_a_row_too_long_to_be_read_ends_the_run_and_is_named(self) -> None:
@@ -3804,6 +3882,9 @@ class LogFileTest(MachineTest):
             result = self.tool("--json", "--log-file", self.log)
         self.assert_failed(result, "the log file cannot be written")
         self.assertEqual((result.summary["status"], result.summary["filled"]), ("failed", 1))
+        with mock.patch.object(backfill.Log, "write", fail_at_the_end):
+            result = self.tool("--log-file", self.log)
+        self.assertRegex(result.out.splitlines()[-1], "^failed: the log file cannot be written")
 
     def test_a_folder_or_the_store_is_no_log_file(self) -> None:
         link = self.folder / "link"
