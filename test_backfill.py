@@ -2382,6 +2382,15 @@ class TransactionTest(StoreTest):
         self.assertEqual(asked[:5], [0.1, 0.1, 0.2, 0.5, 1.0])
         self.assertEqual(set(asked[5:]), {1.0})
 
+    def test_a_batch_in_which_nothing_is_to_be_written_takes_no_lock(self) -> None:
+        self.make([{"payload": MALFORMED}] * 3)
+        other = self.connect()
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM task_audits").fetchall()
+        with mock.patch.object(backfill.Courtesy, "transaction", side_effect=AssertionError):
+            summary = self.fill()
+        self.assertEqual(summary["left_null"]["malformed_json"], 3)
+
     def test_a_batch_whose_commit_fails_is_not_counted(self) -> None:
         self.make([{}] * 5)
         open_store = backfill.open_store
