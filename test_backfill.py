@@ -94,7 +94,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 IS_ROOT = os.geteuid() == 0
-PROCESSES = 3
+PROCESSES = 4
 # A newer SQLite comes with a module of its own, which tells no extended codes and sets no limits.
 OWN_MODULE = unittest.skipUnless(sqlite3.__name__ == "sqlite3", "needs Python's own sqlite3")
 FULL = Path("/dev/full")
@@ -525,7 +525,7 @@ class ExtractTimestampsTest(unittest.TestCase):
     def test_whatever_it_finds_agentos_can_read_as_the_same_moment(self) -> None:
         chance = random.Random(3)
         usable = 0
-        for _ in range(20_000):
+        for _ in range(8000):
             text = "2026-01-05T08:00:11.347Z"
             for _edit in range(chance.randint(0, 3)):
                 at = chance.randrange(len(text) + 1)
@@ -538,7 +538,7 @@ class ExtractTimestampsTest(unittest.TestCase):
                 moment = read_as_agentos(value)
                 if not re.search("[zZ] |[,tz]| [Z+-]", text.strip()):
                     self.assertEqual(moment, read_as_agentos(text.strip()))
-        self.assertGreater(usable, 4000)
+        self.assertGreater(usable, 1600)
 
 
 # (id, source_event_ts, supervisor_processed_at: the payload's; then what stands; then
@@ -1766,7 +1766,7 @@ class HostileTest(StoreTest):
             ).fetchall()
 
     def test_nothing_raises_and_no_control_character_gets_out(self) -> None:
-        self.make_hostile(seed=11, count=1500)
+        self.make_hostile(seed=11, count=800)
         before = self.columns()
         log_file = self.folder / "run.log"
         result = self.tool("--log-file", log_file)
@@ -1914,36 +1914,6 @@ class LiveTest(ProcessTest):
                 self.assertEqual(run("--db-path", path, "--quiet").code, 0)
                 self.assertEqual(self.columns(path), expected)
 
-    def test_a_signal_ends_the_run_after_the_batch_at_hand(self) -> None:
-        # More than one signal must change nothing.
-        for signum, code, times in (
-            (signal.SIGINT, 130, 1),
-            (signal.SIGINT, 130, 3),
-            (signal.SIGTERM, 143, 1),
-        ):
-            with self.subTest(signum, times=times):
-                path = self.folder / f"{signum}-{times}.db"
-                sample_store.make_store(path, rows=1500)
-                expected = self.filled_without_a_break(path)
-                process = self.start("--batch-size", 50, "--pause", 0.02, path=path)
-                stood = sum(None not in pair for pair in self.columns(path))
-                self.wait_until_filled(stood + 100, path)
-                for _ in range(times):
-                    process.send_signal(signum)
-                    time.sleep(0.005)
-                result = self.finish(process)
-                self.assertEqual(result.code, code, result.err)
-                self.assertRegex(
-                    result.err, f"interrupted by {signum.name}: .* run the same command again"
-                )
-                summary = result.summary
-                self.assertEqual(summary["status"], "interrupted")
-                self.assertEqual(summary["filled"], self.count_filled(path) - stood)
-                self.assertLess(summary["filled"], summary["to_fill"])
-                self.assertGreaterEqual(summary["batches"], 2)
-                self.assertEqual(run("--db-path", path, "--quiet").code, 0)
-                self.assertEqual(self.columns(path), expected)
-
     def test_handlers_are_as_before_a_run_and_after_a_signal_none_changes_its_end(self) -> None:
         self.make([{}])
         names = (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU")
@@ -1997,7 +1967,7 @@ class LiveTest(ProcessTest):
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
-                rows = 60_000 if HEAVY else 2500
+                rows = 60_000 if HEAVY else 1500
                 sample_store.make_store(path, rows=rows, journal_mode=mode)
                 with self.writers(2, path) as done:
                     result = self.finish(self.start(path=path))
@@ -4772,7 +4742,7 @@ class VerifyTest(StoreTest):
         self.assertEqual(found.details[2], "0 values differ, 4 agree, 0 not judged")
 
     def test_rubbish_of_every_sort_aborts_nothing(self) -> None:
-        self.make(hostile_rows(seed=5, count=800))
+        self.make(hostile_rows(seed=5, count=400))
         for column in ("payload", "created_at", *COLUMNS):
             self.query(
                 f"UPDATE task_audits SET {column} = CAST({column} AS TEXT)"
@@ -4789,19 +4759,21 @@ class VerifyTest(StoreTest):
         for seed in (1, 2, 3, 4, 5) if HEAVY else (1,):
             with self.subTest(seed):
                 self.path.unlink(missing_ok=True)
-                self.make({**row, **nothing} for row in hostile_rows(seed, count=3000))
+                self.make(
+                    {**row, **nothing} for row in hostile_rows(seed, count=3000 if HEAVY else 1000)
+                )
                 self.fill()
                 found = self.verify()
                 self.assertEqual(found.verdicts[2], "PASS", found.text)
                 self.assertNotEqual(found.verdicts[6], "FAIL", found.text)
                 agree = re.search(r", (\d+) agree", found.details[2])
                 assert agree is not None
-                self.assertGreater(int(agree[1]), 700)
+                self.assertGreater(int(agree[1]), 220)
 
     def test_every_timestamp_it_calls_certain_python_judges_alike(self) -> None:
         chance = random.Random(8)
         rows = []
-        for _ in range(4000):
+        for _ in range(4000 if HEAVY else 1000):
             text = chance.choice(
                 ["2026-01-05T08:00:11.347Z", "2026-02-28 23:59", "2024-02-29T00:00:00+05:30"]
             )
