@@ -22,10 +22,9 @@ if sys.version_info < (3, 11):  # noqa: UP036 - who copies one file checks no me
         "backfill_audit_decision_fields.py needs Python 3.11 or later, and {} is {}.{}: "
         "run it with a newer one".format(sys.executable, *sys.version_info)
     )
-if __name__ == "__main__" and not sys.flags.safe_path:
-    del sys.path[0]  # the script's own folder, which may be anybody's: import nothing from it
-
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the script's own folder, which may be anybody's: import nothing from it
     try:  # until main() listens: what signal is made of, for signal takes a while to import
         import _signal  # type: ignore[import-not-found]
         import os
