@@ -3415,13 +3415,13 @@ class SignalTest(MachineTest):
 
     def test_ctrl_z_stops_where_no_lock_is_held_and_the_run_goes_on_to_its_end(self) -> None:
         chance = random.Random(7)
-        rows = 5000 if HEAVY else 200
+        rows = 1000 if HEAVY else 200
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 self.path.unlink(missing_ok=True)
                 self.make([{}] * rows, journal_mode=mode)
                 process = self.launch(
-                    "--json", "--batch-size", 5, "--pause", 0.002, prepared="", process_group=0
+                    "--json", "--batch-size", 5, "--pause", 0.03, prepared="", process_group=0
                 )
                 self.wait_until_filled(1)
                 for _ in range(20 if HEAVY else 2):
