@@ -94,7 +94,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 IS_ROOT = os.geteuid() == 0
-PROCESSES = 4
+PROCESSES = 5
 # A newer SQLite comes with a module of its own, which tells no extended codes and sets no limits.
 OWN_MODULE = unittest.skipUnless(sqlite3.__name__ == "sqlite3", "needs Python's own sqlite3")
 FULL = Path("/dev/full")
@@ -5245,18 +5245,17 @@ def hostile_rows(seed: int, count: int) -> Iterator[dict[str, object]]:
 def run_all() -> int:
     """Run all tests in a few processes side by side, for most of them wait most of the time."""
     begun = time.monotonic()
-    classes = [
-        name
+    names = [
+        f"{name}.{test}"
         for name, value in globals().items()
-        if isinstance(value, type)
-        and issubclass(value, unittest.TestCase)
-        and unittest.defaultTestLoader.getTestCaseNames(value)
+        if isinstance(value, type) and issubclass(value, unittest.TestCase)
+        for test in unittest.defaultTestLoader.getTestCaseNames(value)
     ]
     with contextlib.ExitStack() as stack:
         parts = []
         for number in range(PROCESSES):
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, __file__, *classes[number::PROCESSES]]
+            command = [sys.executable, __file__, *names[number::PROCESSES]]
             process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
             parts.append((process, said))
         failed = tests = 0
