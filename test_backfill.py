@@ -4764,8 +4764,10 @@ class VerifyTest(StoreTest):
         path = self.folder / "utf16.db"
         with contextlib.closing(sqlite3.connect(path)) as store, store:
             store.execute("PRAGMA encoding = 'UTF-16le'")
-            with contextlib.closing(sqlite3.connect(self.path)) as original:
-                store.executescript("\n".join(original.iterdump()))
+            store.executescript(sample_store.SCHEMA)
+            rows = self.query("SELECT * FROM task_audits")
+            marks = ", ".join("?" * len(rows[0]))
+            store.executemany(f"INSERT INTO task_audits VALUES ({marks})", rows)
         self.assertEqual(self.query("PRAGMA encoding", path), [("UTF-16le",)])
         self.assertEqual(self.verify(path).text, self.verify().text)
         self.change("UPDATE task_audits SET source_event_ts = created_at WHERE audit_id = 4", path)
