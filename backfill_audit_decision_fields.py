@@ -57,6 +57,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import FrameType
@@ -171,11 +172,13 @@ READ_IDS = f"""
 # By the one audit_id: the only condition that is a search whatever ANALYZE once saw.
 READ_ROW = f"SELECT {ROW} FROM task_audits WHERE audit_id = ? AND {HAS_NULL} AND {SUPERVISOR}"
 # Rule 1, and a guard: a trigger of an earlier row can change a later one of the same batch.
+# A column that was NULL is guarded by 0, because Python takes its time to bind a None.
 FILL_ROW = """
     UPDATE {} task_audits
        SET source_event_ts = coalesce(source_event_ts, ?),
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
-     WHERE audit_id = ? AND source_event_ts IS ? AND supervisor_processed_at IS ?
+     WHERE audit_id = ?
+       AND source_event_ts IS nullif(?, 0) AND supervisor_processed_at IS nullif(?, 0)
 """
 
 SELECT_SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
@@ -514,6 +517,9 @@ class Kind(NamedTuple):
     left_null: str | None  # a key of LEFT_NULL where a column stays NULL
 
 
+kind_of = cache(Kind)  # there are few, and many rows of each
+
+
 class Plan(NamedTuple):
     """What is to be written to a row, later what was. Pairs are in the order of FIELDS."""
 
@@ -556,7 +562,7 @@ def plan_row(row: Sequence[Any], seen: int) -> Plan:
         sources, passed_over, unusable = (
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
-    kind = Kind(sources, passed_over, left_null)
+    kind = kind_of(sources, passed_over, left_null)
     size = len(payload) if isinstance(payload, (str, bytes)) else 0
     return Plan(
         audit_id, event_type, created_at, standing, values, kind, unusable, reason, size, seen
@@ -1213,15 +1219,18 @@ def plan_anew(store: sqlite3.Connection, batch: Sequence[Plan]) -> list[Plan]:
 
 def fill_at_once(store: sqlite3.Connection, plans: Sequence[Plan], fill_row: str) -> bool:
     """Write rows; return False, with some of them written, if one is refused or has changed."""
-    writes = [
-        (*plan.values, plan.audit_id, *plan.standing) for plan in plans if plan.values != NOTHING
-    ]
+    writes = [_parameters(plan) for plan in plans if plan.values != NOTHING]
     try:
         return not writes or store.executemany(fill_row, writes).rowcount == len(writes)
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
         return False
+
+
+def _parameters(plan: Plan) -> tuple[object, ...]:
+    guard = (0, 0) if plan.standing == NOTHING else plan.standing
+    return (*plan.values, plan.audit_id, *guard)
 
 
 def fill_one_by_one(
@@ -1263,7 +1272,7 @@ def fill_one(store: sqlite3.Connection, audit_id: int, fill_row: str) -> Plan | 
         return plan
     store.execute("SAVEPOINT one_row")
     try:
-        if not store.execute(fill_row, (*plan.values, audit_id, *plan.standing)).rowcount:
+        if not store.execute(fill_row, _parameters(plan)).rowcount:
             plan = refuse(plan, "the update was ignored, by a trigger")
     except sqlite3.Error as error:
         if is_nobodys_row(error):
@@ -1316,10 +1325,11 @@ class Summary:
 
     def add(self, outcomes: Sequence[Plan]) -> None:
         """Count what became of rows."""
-        self.kinds.update(plan.kind for plan in outcomes)
+        kinds = Counter(map(attrgetter("kind"), outcomes))
+        self.kinds.update(kinds)
+        for kind in kinds.keys() - self.examples.keys():
+            self.examples[kind] = next(plan for plan in outcomes if plan.kind == kind)
         for plan in outcomes:
-            if plan.kind not in self.examples:
-                self.examples[plan.kind] = plan
             if plan.kind.left_null is not None:
                 self.left_open[self._page_of(plan.audit_id)] += 1
 
@@ -1757,36 +1767,29 @@ def forget(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def describe(plan: Plan, *, fall_backs: bool) -> Iterator[tuple[str, str]]:
-    """Yield what is to be said of a row: a key of SAID, or FALLBACK, and the words."""
-    kind = plan.kind
-    if kind.left_null is not None:
-        why = LEFT_NULL[kind.left_null] + (f": {printable(plan.reason)}" if plan.reason else "")
-        left = " and ".join(
-            column
-            for column, stood, value in zip(FIELDS, plan.standing, plan.values, strict=True)
-            if stood is value is None
-        )
-        yield kind.left_null, f"audit_id {plan.audit_id}: {left} NULL: {why}"
-    if kind.passed_over != NOTHING:
-        for column, source, name, text in zip(
-            FIELDS, kind.sources, kind.passed_over, plan.unusable, strict=True
-        ):
-            if name is not None:
-                yield (
-                    column,
-                    (
-                        f"audit_id {plan.audit_id}: {column} from {source}, "
-                        f"because {name} is no timestamp: {printable(text)}"
-                    ),
-                )
-    if fall_backs and FALLBACK in kind.sources:
-        fell_back = " and ".join(
-            column
-            for column, source in zip(FIELDS, kind.sources, strict=True)
-            if source == FALLBACK
-        )
-        yield FALLBACK, f"audit_id {plan.audit_id}: {fell_back} from {FALLBACK}"
+def describe(outcomes: Iterable[Plan], *, fall_backs: bool) -> Iterator[tuple[str, str]]:
+    """Yield what is to be said of rows, in words: each with a key of SAID, or FALLBACK."""
+    for plan in outcomes:
+        kind = plan.kind
+        if kind.left_null is not None:
+            why = LEFT_NULL[kind.left_null] + (f": {printable(plan.reason)}" if plan.reason else "")
+            left = " and ".join(
+                column
+                for column, stood, value in zip(FIELDS, plan.standing, plan.values, strict=True)
+                if stood is value is None
+            )
+            yield kind.left_null, f"audit_id {plan.audit_id}: {left} NULL: {why}"
+        if kind.passed_over != NOTHING:
+            for column, source, name, text in zip(
+                FIELDS, kind.sources, kind.passed_over, plan.unusable, strict=True
+            ):
+                if name is not None:
+                    said = f"from {source}, because {name} is no timestamp: {printable(text)}"
+                    yield column, f"audit_id {plan.audit_id}: {column} {said}"
+        if fall_backs and FALLBACK in kind.sources:
+            columns = zip(FIELDS, kind.sources, strict=True)
+            fell_back = " and ".join(column for column, source in columns if source == FALLBACK)
+            yield FALLBACK, f"audit_id {plan.audit_id}: {fell_back} from {FALLBACK}"
 
 
 def format_counts(warnings: Counter[str], summary: Summary, log_file: Path | None) -> Iterator[str]:
@@ -2196,11 +2199,10 @@ def fill_store(
 
         def show_batch(outcomes: Sequence[Plan]) -> None:
             lines = []
-            for plan in outcomes:
-                for reason, words in describe(plan, fall_backs=log.path is not None):
-                    lines.append(("INFO" if reason == FALLBACK else "WARNING", words))
-                    if reason != FALLBACK:
-                        screen.warn(reason, words)
+            for reason, words in describe(outcomes, fall_backs=log.path is not None):
+                lines.append(("INFO" if reason == FALLBACK else "WARNING", words))
+                if reason != FALLBACK:
+                    screen.warn(reason, words)
             log.write(lines)
             screen.update(summary.reached, summary.to_fill)
             check_place(path, before)
