@@ -318,6 +318,7 @@ DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 PAGE_SIZE = 4_000_000  # characters of payload that one read parses: the same
+CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
 BATCH_SIZE = 16_000_000  # and that a batch has: it may be read again under the write lock
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
@@ -849,6 +850,7 @@ def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Co
             # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
             # write lock that it does not need; Courtesy does it between two batches.
             store.execute("PRAGMA wal_autocheckpoint = 0")
+        patience.wait(store.execute, f"PRAGMA cache_size = -{CACHE_KIB}")
         if not read_only:  # the beginning of a write: BEGIN alone is granted for a file that is not
             (version,) = patience.wait(fetch, store, "PRAGMA user_version")
             patience.wait(store.execute, "BEGIN IMMEDIATE")
