@@ -171,14 +171,21 @@ READ_IDS = f"""
 """
 # By the one audit_id: the only condition that is a search whatever ANALYZE once saw.
 READ_ROW = f"SELECT {ROW} FROM task_audits WHERE audit_id = ? AND {HAS_NULL} AND {SUPERVISOR}"
-# Rule 1, and a guard: a trigger of an earlier row can change a later one of the same batch.
-# A column that was NULL is guarded by 0, because Python takes its time to bind a None.
+# Rule 1: coalesce() writes nothing but a NULL.
 FILL_ROW = """
     UPDATE {} task_audits
        SET source_event_ts = coalesce(source_event_ts, ?),
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ?
-       AND source_event_ts IS nullif(?, 0) AND supervisor_processed_at IS nullif(?, 0)
+"""
+# Only while the row is still what it was when it was planned. (A column that was NULL is
+# given as 0 too, because Python takes its time to bind a None.)
+IF_UNCHANGED = """
+       AND event_type IS ? COLLATE BINARY
+       AND payload IS ? COLLATE BINARY
+       AND created_at IS ? COLLATE BINARY
+       AND source_event_ts IS nullif(?, 0) COLLATE BINARY
+       AND supervisor_processed_at IS nullif(?, 0) COLLATE BINARY
 """
 
 SELECT_SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
@@ -319,7 +326,7 @@ DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 PAGE_SIZE = 4_000_000  # characters of payload that one read parses: the same
 CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
-BATCH_SIZE = 16_000_000  # and that a batch has: it may be read again under the write lock
+BATCH_SIZE = 16_000_000  # and that a batch has, which is kept until it is written
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 
@@ -360,7 +367,8 @@ EXIT_SIGNAL = 128
 # --- Extraction: what a row's timestamps are, by the payload ------------------------------
 
 
-Pair = tuple[str | None, str | None]  # one for each column, in the order of FIELDS
+Pair = tuple[str | None, str | None]  # one for each of the two columns, in the order of FIELDS
+Row = tuple[Any, ...]  # the columns of ROW
 NOTHING = (None, None)
 
 
@@ -524,26 +532,25 @@ kind_of = cache(Kind)  # there are few, and many rows of each
 class Plan(NamedTuple):
     """What is to be written to a row, later what was. Pairs are in the order of FIELDS."""
 
-    audit_id: int
-    event_type: object
-    created_at: object
-    standing: tuple[object, object]  # what the columns held when the row was read
+    row: Row
     values: Pair  # to write; None where nothing is to be written
     kind: Kind
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
     size: int  # of the payload, in characters
-    seen: int  # the store's data_version before the row was read
+
+    @property
+    def audit_id(self) -> int:
+        audit_id: int = self.row[0]
+        return audit_id
 
 
-def plan_row(row: Sequence[Any], seen: int) -> Plan:
+def plan_row(row: Row) -> Plan:
     """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
 
-    `row` has the columns of ROW, at least one NULL, and bytes for text that is not UTF-8;
-    `seen` is the store's data_version from before it was read.
+    `row` has at least one NULL, and bytes for text that is not UTF-8.
     """
-    audit_id, event_type, payload, created_at, first, second = row
-    standing = (first, second)
+    _audit_id, _event_type, payload, created_at, first, second = row
     stood = first if second is None else second
     found = extract_timestamps(payload, created_at)
     values: Pair = NOTHING
@@ -554,7 +561,7 @@ def plan_row(row: Sequence[Any], seen: int) -> Plan:
         left_null, reason = "unreadable", "a BLOB, a number, or text that is not UTF-8"
     else:
         values = match_offsets(
-            standing, (found["source_event_ts"], found["supervisor_processed_at"])
+            (first, second), (found["source_event_ts"], found["supervisor_processed_at"])
         )
         if None in values and (stood is None or values == NOTHING):
             left_null = "no_timestamp"
@@ -563,11 +570,8 @@ def plan_row(row: Sequence[Any], seen: int) -> Plan:
         sources, passed_over, unusable = (
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
-    kind = kind_of(sources, passed_over, left_null)
     size = len(payload) if isinstance(payload, (str, bytes)) else 0
-    return Plan(
-        audit_id, event_type, created_at, standing, values, kind, unusable, reason, size, seen
-    )
+    return Plan(row, values, kind_of(sources, passed_over, left_null), unusable, reason, size)
 
 
 def _where_written(values: Pair, pair: Pair) -> Pair:
@@ -915,7 +919,7 @@ def check_schema(store: sqlite3.Connection) -> str:
     # OR ABORT keeps ON CONFLICT REPLACE from deleting other rows; but it would override the
     # conflict clauses of the statements in triggers, so it stands only where it is needed.
     fill_row = FILL_ROW.format("OR ABORT" if re.search(r"\bCONFLICT\b", schema[0], re.I) else "")
-    store.execute(f"EXPLAIN {fill_row}", (None, None, 0, None, None)).fetchall()
+    store.execute(f"EXPLAIN {fill_row}", (None, None, 0)).fetchall()
     return fill_row
 
 
@@ -1152,13 +1156,12 @@ def read_page(store: sqlite3.Connection, page: Page) -> list[Plan]:
 
 
 def _read_and_plan(store: sqlite3.Connection, page: Page) -> list[Plan]:
-    seen = data_version(store)
     plans: list[Plan] = []
     size = 0
     for row in store.execute(READ_PAGE, {"first": page.first, "last": page.last}):
         if row[0] > page.last:
             break
-        plans.append(plan_row(row, seen))
+        plans.append(plan_row(row))
         size += plans[-1].size
         if size >= PAGE_SIZE:
             break
@@ -1194,45 +1197,35 @@ def backfill_batch(
         outcomes += batch
         return
     with courtesy.transaction():
-        plans = plan_anew(store, batch)
-        filled = fill_at_once(store, plans, fill_row)
+        filled = fill_at_once(store, batch, fill_row)
         if not filled and store.in_transaction:
             store.execute("ROLLBACK")
     if filled:
-        outcomes += plans
+        outcomes += batch
     else:
         fill_one_by_one(store, batch, fill_row, courtesy, outcomes)
 
 
-def plan_anew(store: sqlite3.Connection, batch: Sequence[Plan]) -> list[Plan]:
-    """Return the plans of the rows that are still open, as they are now, under the lock.
+def fill_at_once(store: sqlite3.Connection, batch: Sequence[Plan], fill_row: str) -> bool:
+    """Write rows as planned; return False, with some of them written, if that is not right.
 
-    Only where another connection has committed since a row was read, it is read again.
+    A row may be refused, or another process may have changed it since it was planned, also
+    one to which nothing is to be written.
     """
-    now = data_version(store)
-    plans = []
-    for plan in batch:
-        if plan.seen == now:
-            plans.append(plan)
-        elif row := fetch(store, READ_ROW, plan.audit_id):
-            plans.append(plan_row(row, now))
-    return plans
-
-
-def fill_at_once(store: sqlite3.Connection, plans: Sequence[Plan], fill_row: str) -> bool:
-    """Write rows; return False, with some of them written, if one is refused or has changed."""
-    writes = [_parameters(plan) for plan in plans if plan.values != NOTHING]
+    writes = [
+        (*plan.values, *plan.row[:4], *((0, 0) if plan.row[4:] == NOTHING else plan.row[4:]))
+        for plan in batch
+        if plan.values != NOTHING
+    ]
+    others = (plan.row for plan in batch if plan.values == NOTHING)
     try:
-        return not writes or store.executemany(fill_row, writes).rowcount == len(writes)
+        return store.executemany(fill_row + IF_UNCHANGED, writes).rowcount == len(writes) and all(
+            fetch(store, READ_ROW, row[0]) == row for row in others
+        )
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
         return False
-
-
-def _parameters(plan: Plan) -> tuple[object, ...]:
-    guard = (0, 0) if plan.standing == NOTHING else plan.standing
-    return (*plan.values, plan.audit_id, *guard)
 
 
 def fill_one_by_one(
@@ -1269,12 +1262,12 @@ def fill_one(store: sqlite3.Connection, audit_id: int, fill_row: str) -> Plan | 
     row = fetch(store, READ_ROW, audit_id)
     if row is None:
         return None
-    plan = plan_row(row, 0)
+    plan = plan_row(row)
     if plan.values == NOTHING:
         return plan
     store.execute("SAVEPOINT one_row")
     try:
-        if not store.execute(fill_row, _parameters(plan)).rowcount:
+        if not store.execute(fill_row, (*plan.values, audit_id)).rowcount:
             plan = refuse(plan, "the update was ignored, by a trigger")
     except sqlite3.Error as error:
         if is_nobodys_row(error):
@@ -1330,7 +1323,8 @@ class Summary:
         kinds = Counter(map(attrgetter("kind"), outcomes))
         self.kinds.update(kinds)
         for kind in kinds.keys() - self.examples.keys():
-            self.examples[kind] = next(plan for plan in outcomes if plan.kind == kind)
+            example = next(plan for plan in outcomes if plan.kind == kind)
+            self.examples[kind] = example._replace(row=(*example.row[:2], None, *example.row[3:]))
         for plan in outcomes:
             if plan.kind.left_null is not None:
                 self.left_open[self._page_of(plan.audit_id)] += 1
@@ -1777,7 +1771,7 @@ def describe(outcomes: Iterable[Plan], *, fall_backs: bool) -> Iterator[tuple[st
             why = LEFT_NULL[kind.left_null] + (f": {printable(plan.reason)}" if plan.reason else "")
             left = " and ".join(
                 column
-                for column, stood, value in zip(FIELDS, plan.standing, plan.values, strict=True)
+                for column, stood, value in zip(FIELDS, plan.row[4:], plan.values, strict=True)
                 if stood is value is None
             )
             yield kind.left_null, f"audit_id {plan.audit_id}: {left} NULL: {why}"
@@ -1913,11 +1907,11 @@ def format_preview(summary: Summary) -> list[str]:
         plan = summary.examples[kind]
         lines += [
             f"{counted(number, 'row', 'rows')} like audit_id {plan.audit_id}  "
-            f"{printable(plan.event_type)}",
-            f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(plan.created_at)}",
+            f"{printable(plan.row[1])}",
+            f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(plan.row[3])}",
         ]
         for column, stood, value, source, name, text in zip(
-            FIELDS, plan.standing, plan.values, kind.sources, kind.passed_over, plan.unusable,
+            FIELDS, plan.row[4:], plan.values, kind.sources, kind.passed_over, plan.unusable,
             strict=True,
         ):  # fmt: skip
             if stood is not None:

@@ -1011,6 +1011,36 @@ class OtherWriterTest(StoreTest):
                 self.assertEqual(summary["left_null"]["malformed_json"], 2)
                 self.assertEqual(summary["left_null"]["no_timestamp"], 1)
 
+    def test_a_payload_that_it_mends_is_read_again_with_the_batch(self) -> None:
+        self.make([{}, {"payload": "oops"}, {"payload": "oops"}])
+        summary = self.fill_after(
+            f"UPDATE task_audits SET payload = '{SOUND}' WHERE audit_id = 2",
+        )
+        self.assertEqual(self.columns(), [(EVENT, DONE), (EVENT, DONE), (None, None)])
+        self.assertEqual((summary["filled"], summary["left_null"]["malformed_json"]), (2, 1))
+
+    def test_a_change_in_letters_alone_is_one_whatever_the_collation(self) -> None:
+        self.query(
+            "CREATE TABLE task_audits (audit_id INTEGER PRIMARY KEY, task_id, event_type, payload"
+            " TEXT COLLATE NOCASE, created_at, source_event_ts, supervisor_processed_at)"
+        )
+        with contextlib.closing(sqlite3.connect(self.path)) as store, store:
+            self.insert(store, [{"payload": f'{{"SOURCE_TS": "{EVENT}"}}'}])
+        self.fill_after("UPDATE task_audits SET payload = lower(payload)")
+        self.assertEqual(self.columns(), [(EVENT, CREATED)])  # as planned it was created_at twice
+
+    def test_a_row_with_text_that_is_not_utf_8_is_filled_like_any_other(self) -> None:
+        for column in ("created_at", "event_type", "task_id"):
+            with self.subTest(column):
+                self.path.unlink(missing_ok=True)
+                self.make([{}] * 3)
+                self.query(
+                    f"UPDATE task_audits SET {column} = CAST(x'53555045525649534F52ff' AS TEXT)"
+                    " WHERE audit_id = 2"
+                )
+                self.assertEqual(self.fill()["filled"], 3)
+                self.assertEqual(self.columns(), [(EVENT, DONE)] * 3)
+
     def test_what_it_corrects_while_we_wait_for_the_lock_counts_too(self) -> None:
         self.make([{}])
         other = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -1231,12 +1261,15 @@ class PlanTest(StoreTest):
                 "count": backfill.plan_of(store, backfill.COUNT_PAGE, (0, 0, 0)),
                 "page": backfill.plan_of(store, backfill.READ_PAGE, page),
                 "row": backfill.plan_of(store, backfill.READ_ROW, (0,)),
-                "fill": backfill.plan_of(store, fill_row, (None, None, 0, None, None)),
+                "fill": backfill.plan_of(store, fill_row, (None, None, 0)),
+                "fill unchanged": backfill.plan_of(
+                    store, fill_row + backfill.IF_UNCHANGED, [None] * 8
+                ),
             }
 
     def test_plans(self) -> None:
         for index in self.INDEXES:
-            for rows in (None, 10**6, 3):
+            for rows in (None, 10**6, 3, 2, 1):
                 with self.subTest(index, rows=rows):
                     self.path.unlink(missing_ok=True)
                     filled = {"source_event_ts": EVENT, "supervisor_processed_at": DONE}
@@ -1244,6 +1277,8 @@ class PlanTest(StoreTest):
                     if rows is not None:
                         self.set_statistics(rows)
                     for name, steps in self.plans().items():
+                        if name in ("count", "page") and rows in (1, 2):
+                            continue  # then it scans, and is refused
                         on_table = [step for step in steps if "task_audits" in step]
                         self.assertEqual(len(on_table), 1, name)
                         self.assertRegex(
@@ -2422,7 +2457,7 @@ class SummaryTest(unittest.TestCase):
         summary.pages = [backfill.Page(20, 1, 20, 20, 12), backfill.Page(20, 21, 40, 20, 8)]
         row = (5, "SUPERVISOR_ERROR", SOUND, CREATED, None, None)
         bad = (25, "SUPERVISOR_ERROR", MALFORMED, CREATED, None, None)
-        summary.add([backfill.plan_row(row, 0)] * 5 + [backfill.plan_row(bad, 0)] * 2)
+        summary.add([backfill.plan_row(row)] * 5 + [backfill.plan_row(bad)] * 2)
         summary.gone = 3
         summary.elapsed_seconds = 4.0
         self.assertEqual(
