@@ -734,6 +734,13 @@ class StoreError(Exception):
     """What is wrong and the next step, as one sentence for the operator."""
 
 
+class FillRow(NamedTuple):
+    """The statements that fill a row of this store."""
+
+    as_planned: str  # takes the values and the row
+    as_read: str  # takes the values and the audit_id
+
+
 class Page(NamedTuple):
     """A stretch of the table, and what it held when it was counted."""
 
@@ -879,11 +886,8 @@ def fetch(store: sqlite3.Connection, sql: str, *parameters: object) -> Any:
     return store.execute(sql, parameters).fetchone()
 
 
-def check_schema(store: sqlite3.Connection) -> str:
-    """Raise StoreError unless the store has what migration v21 brings, and can be written.
-
-    Returns the statement that fills a row of this store.
-    """
+def check_schema(store: sqlite3.Connection) -> FillRow:
+    """Raise StoreError unless the store has what migration v21 brings, and can be written."""
     if fetch(store, SELECT_SCHEMA, "schema_version"):
         versions: list[tuple[int, int]] = []
         if "version" in dict(store.execute(SELECT_COLUMNS, ("schema_version",))):
@@ -920,7 +924,7 @@ def check_schema(store: sqlite3.Connection) -> str:
     # conflict clauses of the statements in triggers, so it stands only where it is needed.
     fill_row = FILL_ROW.format("OR ABORT" if re.search(r"\bCONFLICT\b", schema[0], re.I) else "")
     store.execute(f"EXPLAIN {fill_row}", (None, None, 0)).fetchall()
-    return fill_row
+    return FillRow(fill_row + IF_UNCHANGED, fill_row)
 
 
 def plan_of(store: sqlite3.Connection, sql: str, parameters: Any) -> list[str]:
@@ -1182,11 +1186,11 @@ def _last_readable(store: sqlite3.Connection, page: Page) -> int:
 def backfill_batch(
     store: sqlite3.Connection,
     batch: Sequence[Plan],
-    fill_row: str,
+    fill_row: FillRow,
     courtesy: Courtesy,
     outcomes: list[Plan],
 ) -> None:
-    """Write a batch in one transaction: all rows at once, or, if one is refused, one by one.
+    """Write a batch in one transaction; once more, with savepoints, if a row is refused.
 
     `outcomes`, a plan for each row as it was carried out, grows with every transaction that
     is committed, so that it is right also after an error: sqlite3.Error where the store cannot
@@ -1197,59 +1201,51 @@ def backfill_batch(
         outcomes += batch
         return
     with courtesy.transaction():
-        filled = fill_at_once(store, batch, fill_row)
-        if not filled and store.in_transaction:
+        done = fill_at_once(store, batch, fill_row)
+        if done is None and store.in_transaction:
             store.execute("ROLLBACK")
-    if filled:
-        outcomes += batch
+    if done is not None:
+        outcomes += done
     else:
         fill_one_by_one(store, batch, fill_row, courtesy, outcomes)
 
 
-def fill_at_once(store: sqlite3.Connection, batch: Sequence[Plan], fill_row: str) -> bool:
-    """Write rows as planned; return False, with some of them written, if that is not right.
-
-    A row may be refused, or another process may have changed it since it was planned, also
-    one to which nothing is to be written.
-    """
-    writes = [
-        (*plan.values, *plan.row[:4], *((0, 0) if plan.row[4:] == NOTHING else plan.row[4:]))
-        for plan in batch
-        if plan.values != NOTHING
-    ]
-    others = (plan.row for plan in batch if plan.values == NOTHING)
+def fill_at_once(
+    store: sqlite3.Connection, batch: Sequence[Plan], fill_row: FillRow
+) -> list[Plan] | None:
+    """Write rows; return what became of them, or None, with some written, if one is refused."""
+    cursor = store.cursor()
     try:
-        return store.executemany(fill_row + IF_UNCHANGED, writes).rowcount == len(writes) and all(
-            fetch(store, READ_ROW, row[0]) == row for row in others
-        )
+        done = [fill_one(cursor, plan, fill_row) for plan in batch]
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
-        return False
+        return None
+    return [plan for plan in done if plan is not None]
 
 
 def fill_one_by_one(
     store: sqlite3.Connection,
     batch: Sequence[Plan],
-    fill_row: str,
+    fill_row: FillRow,
     courtesy: Courtesy,
     outcomes: list[Plan],
 ) -> None:
-    """Write a batch row by row, in one transaction; leave out what the database refuses.
+    """Write a batch in one transaction, each row in a savepoint; leave out what is refused.
 
     A refusal by RAISE(ROLLBACK) ends the transaction and undoes what was before it: that is
     done again in one of its own, and what follows in another.
     """
-    parts = [range(len(batch))]
+    parts = [batch]
     while parts:
         part = parts.pop()
         done: list[Plan] = []
         with courtesy.transaction():
-            for position, at in enumerate(part):
-                outcome = fill_one(store, batch[at].audit_id, fill_row)
+            for at, plan in enumerate(part):
+                outcome = fill_or_refuse(store, plan, fill_row)
                 if not store.in_transaction:
                     done = []
-                    parts += filter(None, (part[position + 1 :], part[:position]))
+                    parts += filter(None, (part[at + 1 :], part[:at]))
                 if outcome is not None:
                     done.append(outcome)
                 if not store.in_transaction:
@@ -1257,26 +1253,41 @@ def fill_one_by_one(
         outcomes += done
 
 
-def fill_one(store: sqlite3.Connection, audit_id: int, fill_row: str) -> Plan | None:
-    """Write one row as it is now; return what became of it, None if it is open no more."""
-    row = fetch(store, READ_ROW, audit_id)
-    if row is None:
-        return None
-    plan = plan_row(row)
-    if plan.values == NOTHING:
-        return plan
+def fill_or_refuse(store: sqlite3.Connection, plan: Plan, fill_row: FillRow) -> Plan | None:
+    """Write a row, as fill_one() does; any error is its own, and leaves no trace."""
     store.execute("SAVEPOINT one_row")
     try:
-        if not store.execute(fill_row, (*plan.values, audit_id)).rowcount:
-            plan = refuse(plan, "the update was ignored, by a trigger")
+        outcome = fill_one(store.cursor(), plan, fill_row)
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
         if store.in_transaction:
             store.execute("ROLLBACK TO one_row")
-        plan = refuse(plan, str(error))
+        outcome = refuse(plan, str(error))
     if store.in_transaction:
         store.execute("RELEASE one_row")
+    return outcome
+
+
+def fill_one(cursor: sqlite3.Cursor, plan: Plan, fill_row: FillRow) -> Plan | None:
+    """Write a row; one that was changed since it was planned is read and planned anew.
+
+    Returns what became of it, None if it is open no more.
+    """
+    if plan.values != NOTHING:
+        standing = (0, 0) if plan.row[4:] == NOTHING else plan.row[4:]
+        if cursor.execute(fill_row.as_planned, (*plan.values, *plan.row[:4], *standing)).rowcount:
+            return plan
+    row = cursor.execute(READ_ROW, (plan.audit_id,)).fetchone()
+    if row is None:
+        return None
+    if row != plan.row:
+        plan = plan_row(row)
+    if (
+        plan.values != NOTHING
+        and not cursor.execute(fill_row.as_read, (*plan.values, plan.audit_id)).rowcount
+    ):
+        return refuse(plan, "the update was ignored, by a trigger")
     return plan
 
 
@@ -1433,7 +1444,7 @@ def percent(part: int, whole: int) -> float:
 
 def fill_rows(
     store: sqlite3.Connection,
-    fill_row: str,
+    fill_row: FillRow,
     summary: Summary,
     courtesy: Courtesy,
     patience: Patience,

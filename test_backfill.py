@@ -1261,10 +1261,8 @@ class PlanTest(StoreTest):
                 "count": backfill.plan_of(store, backfill.COUNT_PAGE, (0, 0, 0)),
                 "page": backfill.plan_of(store, backfill.READ_PAGE, page),
                 "row": backfill.plan_of(store, backfill.READ_ROW, (0,)),
-                "fill": backfill.plan_of(store, fill_row, (None, None, 0)),
-                "fill unchanged": backfill.plan_of(
-                    store, fill_row + backfill.IF_UNCHANGED, [None] * 8
-                ),
+                "fill as planned": backfill.plan_of(store, fill_row.as_planned, [None] * 8),
+                "fill as read": backfill.plan_of(store, fill_row.as_read, [None] * 3),
             }
 
     def test_plans(self) -> None:
@@ -2168,7 +2166,7 @@ class RestTest(StoreTest):
         chosen: list[Any] = []
         slept: list[float] = []
 
-        def slow(*arguments: Any) -> bool:
+        def slow(*arguments: Any) -> Any:
             time.sleep(0.03)
             return fill_at_once(*arguments)
 
@@ -2304,7 +2302,7 @@ class TransactionTest(StoreTest):
         """Run the tool; call `look` within its first transaction."""
         fill_at_once = backfill.fill_at_once
 
-        def looking(*arguments: Any) -> bool:
+        def looking(*arguments: Any) -> Any:
             look()
             return fill_at_once(*arguments)
 
@@ -2690,17 +2688,17 @@ class RefusalTest(StoreTest):
                      BEGIN SELECT RAISE(ABORT, 'no'); END;""",
         )
 
-        class Full(sqlite3.Connection):
-            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-                if sql.lstrip().startswith("UPDATE") and parameters[0][2] == 3:
-                    error = sqlite3.OperationalError("database or disk is full")
-                    error.sqlite_errorcode = sqlite3.SQLITE_FULL
-                    error.sqlite_errorname = "SQLITE_FULL"
-                    raise error
-                return super().execute(sql, *parameters)
+        fill_one = backfill.fill_one
 
-        connect = sqlite3.connect
-        with mock.patch.object(sqlite3, "connect", lambda *a, **o: connect(*a, **o, factory=Full)):
+        def full(cursor: sqlite3.Cursor, plan: backfill.Plan, *arguments: Any) -> Any:
+            if plan.audit_id == 3:
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                error.sqlite_errorname = "SQLITE_FULL"
+                raise error
+            return fill_one(cursor, plan, *arguments)
+
+        with mock.patch.object(backfill, "fill_one", full):
             result = self.tool("--json")
         self.assertEqual((result.code, result.summary["filled"]), (1, 0))
         self.assertIn("is full", result.err)
