@@ -1489,6 +1489,26 @@ class OutputTest(StoreTest):
                 self.assertEqual(run("--db-path", path, "--json").summary["db_path"], str(path))
         self.assertEqual(len(list(self.folder.iterdir())), 6)
 
+    def test_a_wait_for_a_lock_is_shown_with_the_time_that_is_left(self) -> None:
+        for live, width, waits, shown in (
+            (False, None, (0, 6, 7), "Filling  waiting for another process's lock, 0:24 more\n"),
+            (True, 80, (0.05, 6), "\r\x1b[KFilling  waiting for another process's lock, 0:24 more"),
+            (True, 40, (0.05, 6), "\r\x1b[Kwaiting, 0:24 more"),
+        ):
+            with self.subTest(live=live, width=width):
+                stream, patience, clock = io.StringIO(), backfill.Patience(30), [0.0]
+                with (
+                    mock.patch.object(patience, "now", lambda clock=clock: clock[0]),
+                    mock.patch.object(stream, "isatty", lambda live=live: live),
+                    mock.patch.dict(os.environ, {"TERM": "xterm"}),
+                    mock.patch.object(backfill.Screen, "_width", lambda _, width=width: width),
+                ):
+                    screen = backfill.Screen(stream, patience, quiet=False)
+                    screen.start("Filling", "rows")
+                    for clock[0] in waits:
+                        screen.waiting(30 - clock[0])
+                self.assertEqual(stream.getvalue(), shown)
+
     def test_the_json_summary_has_the_documented_keys(self) -> None:
         self.make([{}])
         for options in ([], ["--dry-run"]):
