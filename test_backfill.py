@@ -2098,6 +2098,14 @@ class LockTest(StoreTest):
                 self.assertEqual(result.summary["status"], "failed")
                 self.assertEqual(self.columns(path), [(None, None)])
 
+    def test_that_a_lock_is_waited_for_is_shown(self) -> None:
+        self.make([{}])
+        other = self.connect()
+        other.execute("BEGIN EXCLUSIVE")
+        with mock.patch.object(backfill, "PLAIN_SECONDS", 0):
+            result = self.tool("--busy-timeout", 0.2)
+        self.assertRegex(result.err, "(?m)^Opening  waiting for another process's lock, 0:01 more$")
+
     def test_a_lock_that_comes_in_the_middle_keeps_and_counts_what_was_committed(self) -> None:
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
