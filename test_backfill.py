@@ -2880,6 +2880,18 @@ class BackupTest(ProcessTest):
                 self.assertLessEqual(changed, len(theirs))
                 self.assertEqual([p.name for p in self.folder.iterdir() if "partial" in p.name], [])
 
+    def test_the_summary_and_the_report_name_it(self) -> None:
+        self.make([{}])
+        self.assertIsNone(
+            self.tool("--json", "--backup", self.backup, "--dry-run").summary["backup"]
+        )
+        shown = self.tool("--backup", self.backup).out
+        self.assertIn(f"Backup {self.backup}, {self.backup.stat().st_size:,} bytes", shown)
+        self.query("UPDATE task_audits SET source_event_ts = NULL")
+        second = self.folder / "second.db"
+        summary = self.fill("--backup", second)
+        self.assertEqual((summary["backup"], summary["error"]), (str(second), None))
+
     def test_it_has_the_permissions_of_the_store(self) -> None:
         for mode in (0o600, 0o640, 0o644):
             with self.subTest(oct(mode)):
