@@ -324,7 +324,7 @@ NOBODYS_ROW = {
 DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
-PAGE_SIZE = 4_000_000  # characters of payload that one read parses: the same
+PAGE_SIZE = 4_000_000  # bytes of payload that one read parses: the same
 CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
 BATCH_SIZE = 16_000_000  # and that a batch has, which is kept until it is written
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
@@ -537,12 +537,17 @@ class Plan(NamedTuple):
     kind: Kind
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
-    size: int  # of the payload, in characters
+    size: int  # of the payload in memory, in bytes: a letter takes one to four
 
     @property
     def audit_id(self) -> int:
         audit_id: int = self.row[0]
         return audit_id
+
+    @property
+    def standing(self) -> tuple[object, object]:
+        """What the columns held when the row was read."""
+        return self.row[4], self.row[5]
 
 
 def plan_row(row: Row) -> Plan:
@@ -570,8 +575,8 @@ def plan_row(row: Row) -> Plan:
         sources, passed_over, unusable = (
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
-    size = len(payload) if isinstance(payload, (str, bytes)) else 0
-    return Plan(row, values, kind_of(sources, passed_over, left_null), unusable, reason, size)
+    kind = kind_of(sources, passed_over, left_null)
+    return Plan(row, values, kind, unusable, reason, sys.getsizeof(payload))
 
 
 def _where_written(values: Pair, pair: Pair) -> Pair:
@@ -627,7 +632,7 @@ def _without_offset(timestamp: str) -> str:
 def refuse(plan: Plan, words: str) -> Plan:
     """Return the plan of a row that the database refused to write."""
     return plan._replace(
-        values=NOTHING, kind=Kind(NOTHING, NOTHING, "refused"), unusable=NOTHING, reason=words
+        values=NOTHING, kind=kind_of(NOTHING, NOTHING, "refused"), unusable=NOTHING, reason=words
     )
 
 
@@ -1275,7 +1280,7 @@ def fill_one(cursor: sqlite3.Cursor, plan: Plan, fill_row: FillRow) -> Plan | No
     Returns what became of it, None if it is open no more.
     """
     if plan.values != NOTHING:
-        standing = (0, 0) if plan.row[4:] == NOTHING else plan.row[4:]
+        standing = (0, 0) if plan.standing == NOTHING else plan.standing
         if cursor.execute(fill_row.as_planned, (*plan.values, *plan.row[:4], *standing)).rowcount:
             return plan
     row = cursor.execute(READ_ROW, (plan.audit_id,)).fetchone()
@@ -1782,7 +1787,7 @@ def describe(outcomes: Iterable[Plan], *, fall_backs: bool) -> Iterator[tuple[st
             why = LEFT_NULL[kind.left_null] + (f": {printable(plan.reason)}" if plan.reason else "")
             left = " and ".join(
                 column
-                for column, stood, value in zip(FIELDS, plan.row[4:], plan.values, strict=True)
+                for column, stood, value in zip(FIELDS, plan.standing, plan.values, strict=True)
                 if stood is value is None
             )
             yield kind.left_null, f"audit_id {plan.audit_id}: {left} NULL: {why}"
@@ -1916,13 +1921,13 @@ def format_preview(summary: Summary) -> list[str]:
     lines = []
     for kind, number in summary.kinds.most_common(PREVIEW_KINDS):
         plan = summary.examples[kind]
+        audit_id, event_type, _, created_at, *_ = plan.row
         lines += [
-            f"{counted(number, 'row', 'rows')} like audit_id {plan.audit_id}  "
-            f"{printable(plan.row[1])}",
-            f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(plan.row[3])}",
+            f"{counted(number, 'row', 'rows')} like audit_id {audit_id}  {printable(event_type)}",
+            f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(created_at)}",
         ]
         for column, stood, value, source, name, text in zip(
-            FIELDS, plan.row[4:], plan.values, kind.sources, kind.passed_over, plan.unusable,
+            FIELDS, plan.standing, plan.values, kind.sources, kind.passed_over, plan.unusable,
             strict=True,
         ):  # fmt: skip
             if stood is not None:

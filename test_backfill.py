@@ -2063,7 +2063,8 @@ class LiveTest(ProcessTest):
 
     def test_memory_does_not_grow_with_batch_size_times_payload_size(self) -> None:
         rows = 1500 if HEAVY else 100
-        payload = json.dumps({"timestamp": DONE, "filler": "x" * 200_000})
+        fields = {"timestamp": DONE, "filler": "\N{CJK UNIFIED IDEOGRAPH-7B56}" * 200_000}
+        payload = json.dumps(fields, ensure_ascii=False)
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
@@ -2076,7 +2077,7 @@ class LiveTest(ProcessTest):
                 )  # fmt: skip
                 summary, kilobytes = measured.stdout.splitlines()
                 self.assertEqual(json.loads(summary)["filled"], rows)
-                self.assertLess(int(kilobytes), 64 * 1024)
+                self.assertLess(int(kilobytes), 100 * 1024)
                 path.unlink()
 
 
@@ -4790,8 +4791,7 @@ class VerifyTest(StoreTest):
         self.make(hostile_rows(seed=7, count=200))
         shell, python = self.verify(), self.verify(by=in_python)
         self.assertEqual(shell.code, python.code)
-        if sqlite3.sqlite_version_info >= (3, 34):
-            self.assertEqual(shell.without_plan(), python.without_plan())
+        self.assertEqual(shell.without_plan(), python.without_plan())
 
     def test_one_row_tampered_with_among_thousands_is_noticed(self) -> None:
         self.make_filled()
@@ -4856,7 +4856,7 @@ class VerifyTest(StoreTest):
                 self.make({**row, **nothing} for row in hostile_rows(seed, count=2000))
                 self.fill()
                 found = self.verify()
-                self.assertLessEqual(found.failed, {1, 4}, found.text)
+                self.assertLessEqual(found.failed, {1}, found.text)
                 agree = re.search(r", (\d+) agree", found.details[2])
                 assert agree is not None
                 self.assertGreater(int(agree[1]), 400)
