@@ -54,6 +54,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -339,10 +340,9 @@ COMPANY_SECONDS = 2.0  # for how long another writer counts as present
 # The share of the time that the write lock is left free.
 FREE_SHARE_ALONE = 0.2
 FREE_SHARE_IN_COMPANY = 0.8
-# Seconds of writing between two checkpoints: bounds the WAL, and the fsyncs. In company less,
-# because a writer that finds a long WAL checkpoints it in its own COMMIT.
-CHECKPOINT_ALONE = 0.3
-CHECKPOINT_IN_COMPANY = 0.02
+# Of writing between two checkpoints: bounds the WAL, because a writer that finds it long
+# checkpoints it in its own COMMIT.
+CHECKPOINT_SECONDS = 0.02
 HELD_UP_BYTES = 16_000_000  # of a -wal that another process's read keeps from being used again
 
 EXAMPLES = 3  # rows on the terminal for each reason
@@ -538,6 +538,7 @@ class Plan(NamedTuple):
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
     size: int  # of the payload in memory, in bytes: a letter takes one to four
+    version: int  # of the store, before the row was read: see data_version()
 
     @property
     def audit_id(self) -> int:
@@ -550,10 +551,11 @@ class Plan(NamedTuple):
         return self.row[4], self.row[5]
 
 
-def plan_row(row: Row) -> Plan:
+def plan_row(row: Row, version: int = 0) -> Plan:
     """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
 
-    `row` has at least one NULL, and bytes for text that is not UTF-8.
+    `row` has at least one NULL, and bytes for text that is not UTF-8. `version` is the
+    store's before it was read.
     """
     _audit_id, _event_type, payload, created_at, first, second = row
     stood = first if second is None else second
@@ -576,7 +578,7 @@ def plan_row(row: Row) -> Plan:
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
     kind = kind_of(sources, passed_over, left_null)
-    return Plan(row, values, kind, unusable, reason, sys.getsizeof(payload))
+    return Plan(row, values, kind, unusable, reason, sys.getsizeof(payload), version)
 
 
 def _where_written(values: Pair, pair: Pair) -> Pair:
@@ -592,7 +594,9 @@ def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
     """
     first, second = found
     if standing == NOTHING:
-        if first is None or second is None or _has_offset(first) == _has_offset(second):
+        if first is None or second is None or first[-1] == second[-1] == "Z":
+            return found
+        if _has_offset(first) == _has_offset(second):
             return found
         return (first, _with_z(second)) if _has_offset(first) else (_with_z(first), second)
     at = standing.index(None)
@@ -652,6 +656,7 @@ class Patience:
     def __init__(self, busy_timeout: float) -> None:
         self.busy_timeout = busy_timeout  # seconds
         self.on_wait: Callable[[float], None] | None = None  # is told the seconds left
+        self.before_stop: Callable[[], None] | None = None  # lets go of what is held
         self.signum: int | None = None
         self.stop_asked = False
         self._stopped = 0.0
@@ -691,6 +696,8 @@ class Patience:
     def check(self) -> None:
         """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held."""
         if self.stop_asked:
+            if self.before_stop is not None:
+                self.before_stop()
             since = time.monotonic()
             handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTSTP)
@@ -849,13 +856,28 @@ def _is_unused_wal_store(path: Path) -> bool:
         return False
 
 
+@contextmanager
+def opened(
+    path: Path, patience: Patience, *, read_only: bool
+) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection | None]]:
+    """Open a store, and one in WAL mode that is to be written once more, for checkpoints."""
+    with closing(open_store(path, patience, read_only=read_only)) as store:
+        if read_only or patience.wait(fetch, store, "PRAGMA journal_mode") != ("wal",):
+            yield store, None
+        else:
+            with closing(open_store(path, patience, read_only=False)) as checkpointer:
+                yield store, checkpointer
+
+
 def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Connection:
     """Open an existing store, having asked SQLite whether it can be used; creates no file.
 
     Raises sqlite3.Error, or Interrupted.
     """
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-    store = sqlite3.connect(uri, uri=True, timeout=LOCK_SLICES[0], isolation_level=None)
+    store = sqlite3.connect(
+        uri, uri=True, timeout=LOCK_SLICES[0], isolation_level=None, check_same_thread=False
+    )
     try:
         store.text_factory = decode_text
         store.execute("PRAGMA temp_store = MEMORY")  # what a trigger needs, too: no full TMPDIR
@@ -864,7 +886,7 @@ def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Co
             # batches, whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
             # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
-            # write lock that it does not need; Courtesy does it between two batches.
+            # write lock that it does not need; Courtesy does it while a batch is read.
             store.execute("PRAGMA wal_autocheckpoint = 0")
         patience.wait(store.execute, f"PRAGMA cache_size = -{CACHE_KIB}")
         if not read_only:  # the beginning of a write: BEGIN alone is granted for a file that is not
@@ -1058,6 +1080,11 @@ def data_version(store: sqlite3.Connection) -> int:
     return version
 
 
+def has_triggers(store: sqlite3.Connection) -> bool:
+    """Whether writing a row may change others."""
+    return fetch(store, SELECT_TRIGGERS, "task_audits") is not None
+
+
 def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
     """Return how long to rest before a batch, in seconds.
 
@@ -1073,27 +1100,39 @@ def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
 class Courtesy:
     """Opens transactions, with a rest before each, so that other processes get their turn.
 
-    A part of the rest is spent on checkpoints, which lock out nobody. `on_held_up` is called
-    with the size of the -wal in bytes where another process's open read holds one up.
+    With a `checkpointer`, another connection to a WAL store, checkpoints are made through it in
+    a thread, while the next batch is read: they lock out nobody, and mostly wait for the disk.
+    `on_held_up` is called with the size of the -wal in bytes where another process's open
+    read holds one up.
     """
 
     def __init__(
         self,
         store: sqlite3.Connection,
+        checkpointer: sqlite3.Connection | None,
         pause: float,
         patience: Patience,
         on_held_up: Callable[[int], None],
     ) -> None:
         self._store = store
+        self._checkpointer = checkpointer
         self._pause = pause
         self._patience = patience
         self._on_held_up = on_held_up
-        self._version = patience.wait(data_version, store)
-        self._company_until = 0.0
+        self.version = patience.wait(data_version, store)
+        self.has_triggers = patience.wait(has_triggers, store)
+        self._company_until = self._released = -math.inf
         self._locked = 0.0
-        self._released = -math.inf
         self._since_checkpoint = 0.0
+        self._thread = ThreadPoolExecutor(1)
+        self._checkpoint: Future[int] | None = None
         self._held_up = False
+        patience.before_stop = self.wait_for_checkpoint
+
+    def close(self) -> None:
+        """Wait for the checkpoint under way. Raises its error."""
+        self._thread.shutdown()
+        self.wait_for_checkpoint()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -1107,6 +1146,7 @@ class Courtesy:
         self._patience.wait(lambda: self._lock(next(slices)))
         locked_at = time.monotonic()
         try:
+            self._look_for_company()
             yield
             if self._store.in_transaction:
                 self._store.execute("COMMIT")
@@ -1115,42 +1155,55 @@ class Courtesy:
                 self._store.execute("ROLLBACK")
             self._released = time.monotonic()
             self._locked = self._released - locked_at
-            self._since_checkpoint += self._locked
+        self._since_checkpoint += self._locked
+        if self._checkpointer is not None and self._since_checkpoint > CHECKPOINT_SECONDS:
+            self._since_checkpoint = 0.0
+            self._checkpoint = self._thread.submit(checkpoint, self._checkpointer)
 
     def _lock(self, seconds: float) -> None:
         self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
         self._store.execute("BEGIN EXCLUSIVE")
 
-    def _rest(self) -> None:
-        """Checkpoint when it is time, then sleep until others have had their share."""
-        version, self._version = self._version, self._patience.wait(data_version, self._store)
-        if version != self._version:
+    def _look_for_company(self) -> None:
+        if (version := data_version(self._store)) != self.version:
+            self.version = version
+            self.has_triggers = has_triggers(self._store)
             self._company_until = time.monotonic() + COMPANY_SECONDS
-        company = time.monotonic() < self._company_until
-        if self._since_checkpoint > (CHECKPOINT_IN_COMPANY if company else CHECKPOINT_ALONE):
-            self._since_checkpoint = 0.0
-            self._checkpoint()
+
+    def _rest(self) -> None:
+        """Wait for the checkpoint, or the WAL would grow, and until others have had their share."""
+        self.wait_for_checkpoint()
+        self._patience.wait(self._look_for_company)
         now = time.monotonic()
-        rest = choose_rest(self._locked, now - self._released, company=company)
+        rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
         self._patience.sleep(self._pause * (self._locked > 0) + rest)
 
-    def _checkpoint(self) -> None:
-        _, frames, done = self._patience.wait(fetch, self._store, "PRAGMA wal_checkpoint(PASSIVE)")
-        size = frames * fetch(self._store, "PRAGMA page_size")[0]
-        if done < frames and size >= HELD_UP_BYTES and not self._held_up:
-            self._held_up = True
-            self._on_held_up(size)
+    def wait_for_checkpoint(self) -> None:
+        """Wait until no checkpoint of ours is under way. Raises its error."""
+        under_way, self._checkpoint = self._checkpoint, None
+        if under_way is not None:
+            size = under_way.result()
+            if size >= HELD_UP_BYTES and not self._held_up:
+                self._held_up = True
+                self._on_held_up(size)
 
 
-def read_page(store: sqlite3.Connection, page: Page) -> list[Plan]:
-    """Read and plan the open rows of a page, one by one, with no payload kept.
+def checkpoint(store: sqlite3.Connection) -> int:
+    """Copy what is in the WAL to the file; return the bytes of a WAL that cannot be used again."""
+    _, frames, done = fetch(store, "PRAGMA wal_checkpoint(PASSIVE)")
+    page_size: int = fetch(store, "PRAGMA page_size")[0]
+    return frames * page_size if done < frames else 0
+
+
+def read_page(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
+    """Read and plan the open rows of a page one by one; `version` is the store's before that.
 
     Where the payloads are large, only its first rows: those of PAGE_SIZE. SQLite's own
     decoding is the fast one; where a text is not UTF-8 the page is read again.
     """
     store.text_factory = str
     try:
-        return _read_and_plan(store, page)
+        return _read_and_plan(store, page, version)
     except sqlite3.OperationalError as error:
         if primary_code(error) is not None:  # an error of SQLite's, not of Python's decoding
             raise
@@ -1161,16 +1214,16 @@ def read_page(store: sqlite3.Connection, page: Page) -> list[Plan]:
         ) from error
     finally:
         store.text_factory = decode_text
-    return _read_and_plan(store, page)
+    return _read_and_plan(store, page, version)
 
 
-def _read_and_plan(store: sqlite3.Connection, page: Page) -> list[Plan]:
+def _read_and_plan(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
     plans: list[Plan] = []
     size = 0
     for row in store.execute(READ_PAGE, {"first": page.first, "last": page.last}):
         if row[0] > page.last:
             break
-        plans.append(plan_row(row))
+        plans.append(plan_row(row, version))
         size += plans[-1].size
         if size >= PAGE_SIZE:
             break
@@ -1206,7 +1259,8 @@ def backfill_batch(
         outcomes += batch
         return
     with courtesy.transaction():
-        done = fill_at_once(store, batch, fill_row)
+        unchanged = batch[0].version == courtesy.version and not courtesy.has_triggers
+        done = fill_at_once(store, batch, fill_row, unchanged=unchanged)
         if done is None and store.in_transaction:
             store.execute("ROLLBACK")
     if done is not None:
@@ -1216,17 +1270,24 @@ def backfill_batch(
 
 
 def fill_at_once(
-    store: sqlite3.Connection, batch: Sequence[Plan], fill_row: FillRow
+    store: sqlite3.Connection, batch: Sequence[Plan], fill_row: FillRow, *, unchanged: bool
 ) -> list[Plan] | None:
-    """Write rows; return what became of them, or None, with some written, if one is refused."""
+    """Write rows; return what became of them, or None, with some written, if one is refused.
+
+    `unchanged` says that no row can have been changed since it was planned.
+    """
     cursor = store.cursor()
     try:
-        done = [fill_one(cursor, plan, fill_row) for plan in batch]
+        if not unchanged:
+            done = [fill_one(cursor, plan, fill_row) for plan in batch]
+            return [plan for plan in done if plan is not None]
+        to_write = [(*plan.values, plan.row[0]) for plan in batch if plan.values != NOTHING]
+        cursor.executemany(fill_row.as_read, to_write)
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
         return None
-    return [plan for plan in done if plan is not None]
+    return list(batch)
 
 
 def fill_one_by_one(
@@ -1460,7 +1521,7 @@ def fill_rows(
     A dry run does the same without writing. Calls on_batch(outcomes) after each batch.
     Raises sqlite3.Error, StoreError, or Interrupted between two batches.
     """
-    plans = read_plans(store, summary, patience)
+    plans = read_plans(store, summary, courtesy, patience)
     while batch := take_batch(plans, summary.batch_size):
         patience.check()
         outcomes: list[Plan] = []
@@ -1488,13 +1549,15 @@ def take_batch(plans: Iterator[Plan], rows: int) -> list[Plan]:
     return batch
 
 
-def read_plans(store: sqlite3.Connection, summary: Summary, patience: Patience) -> Iterator[Plan]:
+def read_plans(
+    store: sqlite3.Connection, summary: Summary, courtesy: Courtesy, patience: Patience
+) -> Iterator[Plan]:
     """Yield the plans of all rows to fill by ascending rowid; no read is open meanwhile."""
     for page in summary.pages or []:
         found, rest = 0, page
         while page.open_rows and rest.first <= rest.last:
             patience.check()
-            plans = patience.wait(read_page, store, rest)
+            plans = patience.wait(read_page, store, rest, courtesy.version)
             found += len(plans)
             yield from plans
             if sum(plan.size for plan in plans) < PAGE_SIZE:  # it was read to its end
@@ -2202,12 +2265,14 @@ def fill_store(
     log.write([("INFO", f"begin: {format_start(options, path)}")])
     if network is not None:
         screen.note(f"note: {network}")
-    with closing(open_store(path, patience, read_only=options.dry_run)) as store:
+    with opened(path, patience, read_only=options.dry_run) as (store, checkpointer):
         fill_row = patience.wait(check_schema, store)
         before = patience.wait(moment_of, store, path)
         if options.backup is not None and not options.dry_run:
             back_up(store, path, options.backup, summary, screen, patience)
-        courtesy = Courtesy(store, options.pause, patience, lambda size: tell_held_up(screen, size))
+        courtesy = Courtesy(
+            store, checkpointer, options.pause, patience, lambda size: tell_held_up(screen, size)
+        )
 
         def show_batch(outcomes: Sequence[Plan]) -> None:
             lines = []
@@ -2224,7 +2289,8 @@ def fill_store(
             screen.start("Counting", "rows")
             summary.pages = survey(store, patience, screen.update)
             screen.start("Dry run" if options.dry_run else "Filling", "rows")
-            fill_rows(store, fill_row, summary, courtesy, patience, show_batch)
+            with closing(courtesy):
+                fill_rows(store, fill_row, summary, courtesy, patience, show_batch)
             screen.update(summary.to_fill, summary.to_fill)
             if not options.dry_run:
                 screen.end()

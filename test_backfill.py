@@ -1019,6 +1019,43 @@ class OtherWriterTest(StoreTest):
         self.assertEqual(self.columns(), [(EVENT, DONE), (EVENT, DONE), (None, None)])
         self.assertEqual((summary["filled"], summary["left_null"]["malformed_json"]), (2, 1))
 
+    def test_rows_are_compared_with_what_was_read_unless_nobody_can_have_changed_them(self) -> None:
+        trigger = "CREATE TRIGGER t AFTER UPDATE ON task_audits BEGIN SELECT 1; END"
+        theirs = "UPDATE task_audits SET task_id = 'x' WHERE audit_id = 9"
+        for mode in ("delete", "wal"):
+            for before, meanwhile, expected in (
+                ("", (), [True, True, True]),
+                (trigger, (), [False] * 3),
+                ("", (theirs,), [False, True, True]),
+                ("", (trigger,), [False] * 3),
+            ):
+                with self.subTest(mode, before=before, meanwhile=meanwhile):
+                    self.path.unlink(missing_ok=True)
+                    self.make([{}] * 9, journal_mode=mode, extra=before)
+                    fill_at_once = backfill.fill_at_once
+                    seen: list[bool] = []
+
+                    def watch(*arguments: Any, unchanged: bool) -> Any:
+                        seen.append(unchanged)  # noqa: B023
+                        return fill_at_once(*arguments, unchanged=unchanged)  # noqa: B023
+
+                    with (
+                        mock.patch.object(backfill, "fill_at_once", watch),
+                        mock.patch.object(backfill, "PAGE_ROWS", 3),
+                    ):
+                        self.fill_after(*meanwhile)
+                    self.assertEqual(seen, expected)
+                    self.assertEqual(self.columns(), [(EVENT, DONE)] * 9)
+
+    def test_what_a_trigger_made_meanwhile_changes_is_filled_as_changed(self) -> None:
+        self.make([{}] * 6)
+        with mock.patch.object(backfill, "PAGE_ROWS", 3):
+            self.fill_after(
+                """CREATE TRIGGER t AFTER UPDATE ON task_audits WHEN new.audit_id = 4
+                   BEGIN UPDATE task_audits SET payload = '{}' WHERE audit_id = 5; END"""
+            )
+        self.assertEqual(self.columns()[3:], [(EVENT, DONE), (CREATED, CREATED), (EVENT, DONE)])
+
     def test_a_change_in_letters_alone_is_one_whatever_the_collation(self) -> None:
         self.query(
             "CREATE TABLE task_audits (audit_id INTEGER PRIMARY KEY, task_id, event_type, payload"
@@ -2195,9 +2232,9 @@ class RestTest(StoreTest):
         chosen: list[Any] = []
         slept: list[float] = []
 
-        def slow(*arguments: Any) -> Any:
+        def slow(*arguments: Any, **options: Any) -> Any:
             time.sleep(0.03)
-            return fill_at_once(*arguments)
+            return fill_at_once(*arguments, **options)
 
         def beside(*arguments: Any) -> None:
             if company:
@@ -2266,31 +2303,113 @@ class RestTest(StoreTest):
         for seconds, expected in zip(slept, (0.1, 0.1, 0.1, 0.1, 0.07, 0.02), strict=True):
             self.assertAlmostEqual(seconds, expected)
 
-    def test_checkpoints_come_between_batches_and_not_after_each(self) -> None:
-        for seconds, checkpoints in ((0.0, 5), (1e9, 0)):
-            with self.subTest(seconds):
-                self.path.unlink(missing_ok=True)
-                self.make([{}] * 6, journal_mode="wal")
-                done = []
-                checkpoint = backfill.Courtesy._checkpoint
+    def checkpoints(self, mode: str) -> int:
+        """Run over six batches: how many checkpoints came, each without a transaction."""
+        self.path.unlink(missing_ok=True)
+        self.make([{}] * 6, journal_mode=mode)
+        checkpoint = backfill.checkpoint
+        done = []
 
-                def count(courtesy: Any) -> None:
-                    done.append(courtesy)  # noqa: B023
-                    self.assertFalse(courtesy._store.in_transaction)
-                    checkpoint(courtesy)  # noqa: B023
+        def count(store: sqlite3.Connection) -> int:
+            done.append(store.in_transaction)
+            return checkpoint(store)
 
-                with (
-                    mock.patch.object(backfill, "CHECKPOINT_ALONE", seconds),
-                    mock.patch.object(backfill.Courtesy, "_checkpoint", count),
-                ):
-                    self.fill("--batch-size", 1)
-                self.assertEqual(len(done), checkpoints)
+        with mock.patch.object(backfill, "checkpoint", count):
+            self.fill("--batch-size", 1)
+        self.assertNotIn(True, done)
+        return len(done)
+
+    def test_checkpoints_come_by_the_time_of_writing(self) -> None:
+        for seconds, mode, expected in ((0.0, "wal", 6), (1e9, "wal", 0), (0.0, "delete", 0)):
+            with (
+                self.subTest(seconds, mode=mode),
+                mock.patch.object(backfill, "CHECKPOINT_SECONDS", seconds),
+            ):
+                self.assertEqual(self.checkpoints(mode), expected)
+
+    def test_a_batch_is_read_while_a_checkpoint_is_under_way_but_not_written(self) -> None:
+        self.make([{}] * 3 * backfill.PAGE_ROWS, journal_mode="wal")
+        checkpoint, read_page, lock = (
+            backfill.checkpoint, backfill.read_page, backfill.Courtesy._lock
+        )  # fmt: skip
+        read_on = threading.Event()
+        under_way: list[bool] = []
+
+        def slow(store: sqlite3.Connection) -> int:
+            under_way.append(True)
+            if len(under_way) < 3:  # after the last batch nothing is read
+                self.assertTrue(read_on.wait(30))
+            read_on.clear()
+            size = checkpoint(store)
+            under_way[-1] = False
+            return size
+
+        def reading(*arguments: Any) -> Any:
+            if under_way:
+                read_on.set()
+            return read_page(*arguments)
+
+        def locking(courtesy: Any, seconds: float) -> None:
+            self.assertNotIn(True, under_way)
+            lock(courtesy, seconds)
+
+        with (
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+            mock.patch.object(backfill, "checkpoint", slow),
+            mock.patch.object(backfill, "read_page", reading),
+            mock.patch.object(backfill.Courtesy, "_lock", locking),
+        ):
+            self.fill()
+        self.assertEqual(under_way, [False] * 3)
+
+    def test_a_checkpoint_that_fails_ends_the_run(self) -> None:
+        self.make([{}] * 4, journal_mode="wal")
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+        for size, filled in ((1, 1), (4, 4)):  # the last one, too
+            with (
+                self.subTest(size),
+                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+                mock.patch.object(backfill, "checkpoint", side_effect=error),
+            ):
+                result = self.tool("--json", "--batch-size", size)
+                self.assertEqual((result.code, result.summary["filled"]), (1, filled))
+                self.assertIn("reading or writing it failed", result.err)
+            self.query("UPDATE task_audits SET source_event_ts = NULL")
+
+    def test_ctrl_z_waits_for_a_checkpoint_that_is_under_way(self) -> None:
+        self.make([{}], journal_mode="wal")
+        patience = backfill.Patience(30)
+        with backfill.opened(self.path, patience, read_only=False) as (store, checkpointer):
+            courtesy = backfill.Courtesy(store, checkpointer, 0, patience, print)
+            done: list[str] = []
+
+            def slow(_store: sqlite3.Connection) -> int:
+                time.sleep(0.2)
+                done.append("checkpoint")
+                return 0
+
+            def stop(*_arguments: Any) -> None:
+                done.append("stop")
+
+            with (
+                contextlib.closing(courtesy),
+                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+                mock.patch.object(backfill, "checkpoint", slow),
+                mock.patch.object(os, "kill", stop),
+            ):
+                with courtesy.transaction():
+                    time.sleep(0.01)
+                patience.stop_asked = True
+                patience.check()
+        self.assertEqual(done, ["checkpoint", "stop"])
 
     def test_a_checkpoint_that_a_reader_holds_up_is_noted_once_with_its_size(self) -> None:
         self.make([{}] * 400, journal_mode="wal")
         reader = self.connect()
         with (
-            mock.patch.object(backfill, "CHECKPOINT_ALONE", 0.0),
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
             mock.patch.object(backfill, "HELD_UP_BYTES", 400_000),
         ):
             result = self.tool("--batch-size", 20)
@@ -2315,7 +2434,7 @@ class PromiseTest(unittest.TestCase):
             ("LOCK_SLICES", (0.1, 0.1, 0.2, 0.5, 1.0)), ("LOCK_PAUSE", 0.4),
             ("SLEEP_SLICE", 0.1), ("LONGEST_REST", 2.0), ("COMPANY_SECONDS", 2.0),
             ("FREE_SHARE_ALONE", 0.2), ("FREE_SHARE_IN_COMPANY", 0.8),
-            ("CHECKPOINT_ALONE", 0.3), ("CHECKPOINT_IN_COMPANY", 0.02),
+            ("CHECKPOINT_SECONDS", 0.02),
             ("HELD_UP_BYTES", 16_000_000), ("EXAMPLES", 3), ("PREVIEW_KINDS", 10),
             ("REDRAW_SECONDS", 0.1), ("PLAIN_SECONDS", 5.0), ("CUT", 200), ("PIECE", 1000),
             ("EXIT_DONE", 0), ("EXIT_FAILED", 1), ("EXIT_SIGNAL", 128),
@@ -2331,9 +2450,9 @@ class TransactionTest(StoreTest):
         """Run the tool; call `look` within its first transaction."""
         fill_at_once = backfill.fill_at_once
 
-        def looking(*arguments: Any) -> Any:
+        def looking(*arguments: Any, **options: Any) -> Any:
             look()
-            return fill_at_once(*arguments)
+            return fill_at_once(*arguments, **options)
 
         with mock.patch.object(backfill, "fill_at_once", looking):
             return self.tool("--json")
@@ -2403,7 +2522,7 @@ class TransactionTest(StoreTest):
                 store.execute("PRAGMA busy_timeout = 0")
                 store.execute("BEGIN EXCLUSIVE")
 
-            courtesy = backfill.Courtesy(store, 0, backfill.Patience(0.3), lambda _: None)
+            courtesy = backfill.Courtesy(store, None, 0, backfill.Patience(0.3), print)
             with (
                 mock.patch.object(backfill.Courtesy, "_lock", lock),
                 mock.patch.object(backfill, "LOCK_PAUSE", 0.05),
