@@ -2046,8 +2046,11 @@ class LiveTest(ProcessTest):
         self.make([{}])
         other = self.connect()
         other.execute("BEGIN EXCLUSIVE")
-        process = self.start("--busy-timeout", 600)
-        time.sleep(0.5)
+        log = self.folder / "begun.log"
+        process = self.start("--busy-timeout", 600, "--log-file", log)
+        while not log.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         self.assertEqual(self.finish(process).code, 130)
         other.execute("ROLLBACK")
