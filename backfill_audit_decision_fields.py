@@ -173,25 +173,26 @@ READ_IDS = f"""
 """
 # By the one audit_id: the only condition that is a search whatever ANALYZE once saw.
 READ_ROW = f"SELECT {ROW} FROM task_audits WHERE audit_id = ? AND {HAS_NULL} AND {SUPERVISOR}"
-# Rule 1: coalesce() writes nothing but a NULL.
-FILL_ROW = """
+# Rule 1: coalesce() writes nothing but a NULL. What stands for {} is chosen by choose_update().
+UPDATE_ROW = """
     UPDATE {} task_audits
        SET source_event_ts = coalesce(source_event_ts, ?),
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ?
 """
-# Only while the row is still what it was when it was planned. (A column that was NULL is
-# given as 0 too, because Python takes its time to bind a None.)
+# Only while the row is still what it was when it was planned.
 IF_UNCHANGED = """
        AND event_type IS ? COLLATE BINARY
        AND payload IS ? COLLATE BINARY
        AND created_at IS ? COLLATE BINARY
-       AND source_event_ts IS nullif(?, 0) COLLATE BINARY
-       AND supervisor_processed_at IS nullif(?, 0) COLLATE BINARY
+       AND source_event_ts IS ? COLLATE BINARY
+       AND supervisor_processed_at IS ? COLLATE BINARY
 """
 
 SELECT_SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
-SELECT_TRIGGERS = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = ?"
+SELECT_TRIGGERS = """
+    SELECT name FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = 'task_audits'
+"""
 SELECT_COLUMNS = "SELECT lower(name), hidden > 1 FROM pragma_table_xinfo(?)"
 # What the plan says only where audit_id is the rowid, in a table with pages of its own.
 BY_ROWID = "USING INTEGER PRIMARY KEY (rowid=?)"
@@ -326,9 +327,9 @@ NOBODYS_ROW = {
 DEFAULT_BATCH_SIZE = 1000
 DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
-PAGE_SIZE = 4_000_000  # bytes of payload that one read parses: the same
+PAGE_BYTES = 4_000_000  # of payload that one read parses: the same
+BATCH_BYTES = 16_000_000  # of payload in a batch, which is kept until it is written
 CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
-BATCH_SIZE = 16_000_000  # and that a batch has, which is kept until it is written
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 
@@ -341,8 +342,8 @@ COMPANY_SECONDS = 2.0  # for how long another writer counts as present
 # The share of the time that the write lock is left free.
 FREE_SHARE_ALONE = 0.2
 FREE_SHARE_IN_COMPANY = 0.8
-# Of writing between two checkpoints: bounds the WAL, because a writer that finds it long
-# checkpoints it in its own COMMIT.
+# Seconds of writing between two checkpoints: bounds the WAL, because a writer that finds it
+# long checkpoints it in its own COMMIT.
 CHECKPOINT_SECONDS = 0.02
 HELD_UP_BYTES = 16_000_000  # of a -wal that another process's read keeps from being used again
 
@@ -539,7 +540,7 @@ class Plan(NamedTuple):
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
     size: int  # of the payload in memory, in bytes: a letter takes one to four
-    version: int  # of the store, before the row was read: see data_version()
+    data_version: int  # of the store, before the row was read
 
     @property
     def audit_id(self) -> int:
@@ -552,10 +553,10 @@ class Plan(NamedTuple):
         return self.row[4], self.row[5]
 
 
-def plan_row(row: Row, version: int = 0) -> Plan:
+def plan_row(row: Row, data_version: int = 0) -> Plan:
     """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
 
-    `row` has at least one NULL, and bytes for text that is not UTF-8. `version` is the
+    `row` has at least one NULL, and bytes for text that is not UTF-8. `data_version` is the
     store's before it was read.
     """
     _audit_id, _event_type, payload, created_at, first, second = row
@@ -579,7 +580,7 @@ def plan_row(row: Row, version: int = 0) -> Plan:
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
     kind = kind_of(sources, passed_over, left_null)
-    return Plan(row, values, kind, unusable, reason, sys.getsizeof(payload), version)
+    return Plan(row, values, kind, unusable, reason, sys.getsizeof(payload), data_version)
 
 
 def _where_written(values: Pair, pair: Pair) -> Pair:
@@ -595,9 +596,7 @@ def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
     """
     first, second = found
     if standing == NOTHING:
-        if first is None or second is None or first[-1] == second[-1] == "Z":
-            return found
-        if _has_offset(first) == _has_offset(second):
+        if first is None or second is None or _has_offset(first) == _has_offset(second):
             return found
         return (first, _with_z(second)) if _has_offset(first) else (_with_z(first), second)
     at = standing.index(None)
@@ -695,13 +694,16 @@ class Patience:
         self.stop_asked = True
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held."""
+        """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held.
+
+        Raises also what `before_stop` does.
+        """
         if self.stop_asked:
             if self.before_stop is not None:
                 self.before_stop()
             since = time.monotonic()
             handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTSTP)
+            signal.raise_signal(signal.SIGTSTP)
             signal.signal(signal.SIGTSTP, handler)
             self.stop_asked = False
             self._stopped += time.monotonic() - since
@@ -745,13 +747,6 @@ def primary_code(error: BaseException) -> int | None:
 
 class StoreError(Exception):
     """What is wrong and the next step, as one sentence for the operator."""
-
-
-class FillRow(NamedTuple):
-    """The statements that fill a row of this store."""
-
-    as_planned: str  # takes the values and the row
-    as_read: str  # takes the values and the audit_id
 
 
 class Page(NamedTuple):
@@ -914,7 +909,7 @@ def fetch(store: sqlite3.Connection, sql: str, *parameters: object) -> Any:
     return store.execute(sql, parameters).fetchone()
 
 
-def check_schema(store: sqlite3.Connection) -> FillRow:
+def check_schema(store: sqlite3.Connection) -> None:
     """Raise StoreError unless the store has what migration v21 brings, and can be written."""
     if fetch(store, SELECT_SCHEMA, "schema_version"):
         versions: list[tuple[int, int]] = []
@@ -926,8 +921,7 @@ def check_schema(store: sqlite3.Connection) -> FillRow:
                 f"the store is at schema version {'.'.join(map(str, newest))}.0, before 0.21.0: "
                 "apply AgentOS's migration v21 first"
             )
-    schema = fetch(store, SELECT_SCHEMA, "task_audits")
-    if schema is None:
+    if fetch(store, SELECT_SCHEMA, "task_audits") is None:
         raise StoreError(
             "the store has no table task_audits: name an AgentOS store with --db-path "
             "(a copy of a WAL store needs its -wal)"
@@ -948,11 +942,18 @@ def check_schema(store: sqlite3.Connection) -> FillRow:
             "task_audits.audit_id is not the INTEGER PRIMARY KEY of an ordinary table here: "
             "name an AgentOS store with --db-path"
         )
-    # OR ABORT keeps ON CONFLICT REPLACE from deleting other rows; but it would override the
-    # conflict clauses of the statements in triggers, so it stands only where it is needed.
-    fill_row = FILL_ROW.format("OR ABORT" if re.search(r"\bCONFLICT\b", schema[0], re.I) else "")
-    store.execute(f"EXPLAIN {fill_row}", (None, None, 0)).fetchall()
-    return FillRow(fill_row + IF_UNCHANGED, fill_row)
+    store.execute(f"EXPLAIN {choose_update(store)}", (None, None, 0)).fetchall()
+
+
+def choose_update(store: sqlite3.Connection) -> str:
+    """Return the statement that fills a row: it takes the values and the audit_id.
+
+    OR ABORT keeps ON CONFLICT REPLACE from deleting other rows; but it would override the
+    conflict clauses of the statements in triggers, so it stands only where it is needed.
+    """
+    schema = fetch(store, SELECT_SCHEMA, "task_audits")
+    conflict = schema is not None and re.search(r"\bCONFLICT\b", schema[0], re.IGNORECASE)
+    return UPDATE_ROW.format("OR ABORT" if conflict else "")
 
 
 def plan_of(store: sqlite3.Connection, sql: str, parameters: Any) -> list[str]:
@@ -1072,18 +1073,49 @@ def _copy_permissions(source: Path, copy: Path) -> None:
         copy.chmod(stat.S_IMODE(wanted.st_mode))
 
 
-# --- One batch ---------------------------------------------------------------------------------
-
-
 def data_version(store: sqlite3.Connection) -> int:
     """A number that changes when another connection has committed."""
     version: int = fetch(store, "PRAGMA data_version")[0]
     return version
 
 
-def has_triggers(store: sqlite3.Connection) -> bool:
-    """Whether writing a row may change others."""
-    return fetch(store, SELECT_TRIGGERS, "task_audits") is not None
+def triggers_of(store: sqlite3.Connection) -> list[str]:
+    """The triggers on the table, by name: where there is one, writing a row may change others."""
+    return [name for (name,) in store.execute(SELECT_TRIGGERS)]
+
+
+class Moment(NamedTuple):
+    """What tells, compared with a later one, whether others were at the store meanwhile."""
+
+    data_version: int
+    schema_version: int  # changes with the schema
+
+
+def moment_of(store: sqlite3.Connection) -> Moment:
+    return Moment(data_version(store), fetch(store, "PRAGMA schema_version")[0])
+
+
+def file_at(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file from another, None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_place(path: Path, place: tuple[int, int] | None) -> None:
+    """Raise StoreError unless the file at `path` is still the one that file_at() gave."""
+    if file_at(path) != place:
+        raise StoreError(
+            f"{printable(path, None)} is not the file any more that was filled, but was moved or "
+            "replaced meanwhile: end the agents, move the -wal and -shm beside it to where the old "
+            "file went (what is written last is in them, and they would ruin another file), then "
+            "run again on the file that the agents use"
+        )
+
+
+# --- One batch ---------------------------------------------------------------------------------
 
 
 def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
@@ -1120,20 +1152,24 @@ class Courtesy:
         self._pause = pause
         self._patience = patience
         self._on_held_up = on_held_up
-        self.version = patience.wait(data_version, store)
-        self.has_triggers = patience.wait(has_triggers, store)
+        self._held_up = False
         self._company_until = self._released = -math.inf
         self._locked = 0.0
         self._since_checkpoint = 0.0
-        self._thread = ThreadPoolExecutor(1)
-        self._checkpoint: Future[int] | None = None
-        self._held_up = False
+        self.data_version = patience.wait(data_version, store)
+        patience.wait(self._look_at_table)
+        self._worker = ThreadPoolExecutor(1)
+        self._under_way: Future[int] | None = None
+        try:  # now, because after a COMMIT its batch would go uncounted
+            self._worker.submit(int)
+        except RuntimeError:  # no thread is to be had: SQLite may checkpoint in our COMMITs
+            self._checkpointer = None
+            store.execute("PRAGMA wal_autocheckpoint = 1000")
         patience.before_stop = self.wait_for_checkpoint
 
     def close(self) -> None:
-        """Wait for the checkpoint under way. Raises its error."""
-        self._thread.shutdown()
-        self.wait_for_checkpoint()
+        """Wait for the end of the checkpoint under way, whatever becomes of it."""
+        self._worker.shutdown()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -1141,13 +1177,14 @@ class Courtesy:
 
         With a rollback journal a COMMIT waits for readers while it keeps new ones out.
         EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
+        When it is time, a checkpoint begins after it.
         """
         self._rest()
         slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
         self._patience.wait(lambda: self._lock(next(slices)))
         locked_at = time.monotonic()
         try:
-            self._look_for_company()
+            self._look_around()
             yield
             if self._store.in_transaction:
                 self._store.execute("COMMIT")
@@ -1159,29 +1196,38 @@ class Courtesy:
         self._since_checkpoint += self._locked
         if self._checkpointer is not None and self._since_checkpoint > CHECKPOINT_SECONDS:
             self._since_checkpoint = 0.0
-            self._checkpoint = self._thread.submit(checkpoint, self._checkpointer)
+            self._under_way = self._worker.submit(checkpoint, self._checkpointer)
 
     def _lock(self, seconds: float) -> None:
         self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
         self._store.execute("BEGIN EXCLUSIVE")
 
-    def _look_for_company(self) -> None:
-        if (version := data_version(self._store)) != self.version:
-            self.version = version
-            self.has_triggers = has_triggers(self._store)
+    def nobody_came(self, since: int) -> bool:
+        """Whether no row can have changed since `data_version` was this. Raises sqlite3.Error."""
+        self._patience.wait(self._look_around)
+        return since == self.data_version and not self._has_triggers
+
+    def _look_around(self) -> None:
+        if (version := data_version(self._store)) != self.data_version:
+            self._look_at_table()  # first: where a lock is in the way, all of this is done again
             self._company_until = time.monotonic() + COMPANY_SECONDS
+            self.data_version = version
+
+    def _look_at_table(self) -> None:
+        self._has_triggers = bool(triggers_of(self._store))
+        self.update = choose_update(self._store)
 
     def _rest(self) -> None:
         """Wait for the checkpoint, or the WAL would grow, and until others have had their share."""
         self.wait_for_checkpoint()
-        self._patience.wait(self._look_for_company)
+        self._patience.wait(self._look_around)
         now = time.monotonic()
         rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
         self._patience.sleep(self._pause * (self._locked > 0) + rest)
 
     def wait_for_checkpoint(self) -> None:
         """Wait until no checkpoint of ours is under way. Raises its error."""
-        under_way, self._checkpoint = self._checkpoint, None
+        under_way, self._under_way = self._under_way, None
         if under_way is not None:
             size = under_way.result()
             if size >= HELD_UP_BYTES and not self._held_up:
@@ -1197,9 +1243,9 @@ def checkpoint(store: sqlite3.Connection) -> int:
 
 
 def read_page(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
-    """Read and plan the open rows of a page one by one; `version` is the store's before that.
+    """Read and plan the open rows of a page one by one; `version` is its data_version before.
 
-    Where the payloads are large, only its first rows: those of PAGE_SIZE. SQLite's own
+    Where the payloads are large, only its first rows: those of PAGE_BYTES. SQLite's own
     decoding is the fast one; where a text is not UTF-8 the page is read again.
     """
     store.text_factory = str
@@ -1226,7 +1272,7 @@ def _read_and_plan(store: sqlite3.Connection, page: Page, version: int) -> list[
             break
         plans.append(plan_row(row, version))
         size += plans[-1].size
-        if size >= PAGE_SIZE:
+        if size >= PAGE_BYTES:
             break
     return plans
 
@@ -1243,11 +1289,7 @@ def _last_readable(store: sqlite3.Connection, page: Page) -> int:
 
 
 def backfill_batch(
-    store: sqlite3.Connection,
-    batch: Sequence[Plan],
-    fill_row: FillRow,
-    courtesy: Courtesy,
-    outcomes: list[Plan],
+    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy, outcomes: list[Plan]
 ) -> None:
     """Write a batch in one transaction; once more, with savepoints, if a row is refused.
 
@@ -1256,22 +1298,23 @@ def backfill_batch(
     be written, Interrupted where a signal came while it was locked. A row that is open no more
     has no outcome.
     """
-    if all(plan.values == NOTHING for plan in batch):
+    since = batch[0].data_version
+    if all(plan.values == NOTHING for plan in batch) and courtesy.nobody_came(since):
         outcomes += batch
         return
     with courtesy.transaction():
-        unchanged = batch[0].version == courtesy.version and not courtesy.has_triggers
-        done = fill_at_once(store, batch, fill_row, unchanged=unchanged)
+        unchanged = courtesy.nobody_came(since)
+        done = fill_at_once(store, batch, courtesy.update, unchanged=unchanged)
         if done is None and store.in_transaction:
             store.execute("ROLLBACK")
     if done is not None:
         outcomes += done
     else:
-        fill_one_by_one(store, batch, fill_row, courtesy, outcomes)
+        fill_one_by_one(store, batch, courtesy, outcomes)
 
 
 def fill_at_once(
-    store: sqlite3.Connection, batch: Sequence[Plan], fill_row: FillRow, *, unchanged: bool
+    store: sqlite3.Connection, batch: Sequence[Plan], update: str, *, unchanged: bool
 ) -> list[Plan] | None:
     """Write rows; return what became of them, or None, with some written, if one is refused.
 
@@ -1279,24 +1322,20 @@ def fill_at_once(
     """
     cursor = store.cursor()
     try:
-        if not unchanged:
-            done = [fill_one(cursor, plan, fill_row) for plan in batch]
-            return [plan for plan in done if plan is not None]
-        to_write = [(*plan.values, plan.row[0]) for plan in batch if plan.values != NOTHING]
-        cursor.executemany(fill_row.as_read, to_write)
+        if unchanged:
+            to_write = [(*plan.values, plan.row[0]) for plan in batch if plan.values != NOTHING]
+            cursor.executemany(update, to_write)
+            return list(batch)
+        done = [fill_one(cursor, plan, update) for plan in batch]
+        return [plan for plan in done if plan is not None]
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
         return None
-    return list(batch)
 
 
 def fill_one_by_one(
-    store: sqlite3.Connection,
-    batch: Sequence[Plan],
-    fill_row: FillRow,
-    courtesy: Courtesy,
-    outcomes: list[Plan],
+    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy, outcomes: list[Plan]
 ) -> None:
     """Write a batch in one transaction, each row in a savepoint; leave out what is refused.
 
@@ -1309,7 +1348,7 @@ def fill_one_by_one(
         done: list[Plan] = []
         with courtesy.transaction():
             for at, plan in enumerate(part):
-                outcome = fill_or_refuse(store, plan, fill_row)
+                outcome = fill_or_refuse(store, plan, courtesy.update)
                 if not store.in_transaction:
                     done = []
                     parts += filter(None, (part[at + 1 :], part[:at]))
@@ -1320,11 +1359,11 @@ def fill_one_by_one(
         outcomes += done
 
 
-def fill_or_refuse(store: sqlite3.Connection, plan: Plan, fill_row: FillRow) -> Plan | None:
+def fill_or_refuse(store: sqlite3.Connection, plan: Plan, update: str) -> Plan | None:
     """Write a row, as fill_one() does; any error is its own, and leaves no trace."""
     store.execute("SAVEPOINT one_row")
     try:
-        outcome = fill_one(store.cursor(), plan, fill_row)
+        outcome = fill_one(store.cursor(), plan, update)
     except sqlite3.Error as error:
         if is_nobodys_row(error):
             raise
@@ -1336,15 +1375,16 @@ def fill_or_refuse(store: sqlite3.Connection, plan: Plan, fill_row: FillRow) -> 
     return outcome
 
 
-def fill_one(cursor: sqlite3.Cursor, plan: Plan, fill_row: FillRow) -> Plan | None:
+def fill_one(cursor: sqlite3.Cursor, plan: Plan, update: str) -> Plan | None:
     """Write a row; one that was changed since it was planned is read and planned anew.
 
     Returns what became of it, None if it is open no more.
     """
-    if plan.values != NOTHING:
-        standing = (0, 0) if plan.standing == NOTHING else plan.standing
-        if cursor.execute(fill_row.as_planned, (*plan.values, *plan.row[:4], *standing)).rowcount:
-            return plan
+    if (
+        plan.values != NOTHING
+        and cursor.execute(update + IF_UNCHANGED, (*plan.values, *plan.row)).rowcount
+    ):
+        return plan
     row = cursor.execute(READ_ROW, (plan.audit_id,)).fetchone()
     if row is None:
         return None
@@ -1352,7 +1392,7 @@ def fill_one(cursor: sqlite3.Cursor, plan: Plan, fill_row: FillRow) -> Plan | No
         plan = plan_row(row)
     if (
         plan.values != NOTHING
-        and not cursor.execute(fill_row.as_read, (*plan.values, plan.audit_id)).rowcount
+        and not cursor.execute(update, (*plan.values, plan.audit_id)).rowcount
     ):
         return refuse(plan, "the update was ignored, by a trigger")
     return plan
@@ -1405,10 +1445,8 @@ class Summary:
             self.examples[kind] = example._replace(row=(*example.row[:2], None, *example.row[3:]))
         for plan in outcomes:
             if plan.kind.left_null is not None:
-                self.left_open[self._page_of(plan.audit_id)] += 1
-
-    def _page_of(self, audit_id: int) -> int:
-        return bisect_right(self.pages or [], audit_id, key=attrgetter("first")) - 1
+                page = bisect_right(self.pages or [], plan.audit_id, key=attrgetter("first")) - 1
+                self.left_open[page] += 1
 
     @property
     def reached(self) -> int:
@@ -1511,7 +1549,6 @@ def percent(part: int, whole: int) -> float:
 
 def fill_rows(
     store: sqlite3.Connection,
-    fill_row: FillRow,
     summary: Summary,
     courtesy: Courtesy,
     patience: Patience,
@@ -1530,7 +1567,7 @@ def fill_rows(
             if summary.dry_run:
                 outcomes += batch
             else:
-                backfill_batch(store, batch, fill_row, courtesy, outcomes)
+                backfill_batch(store, batch, courtesy, outcomes)
             summary.gone += len(batch) - len(outcomes)
             summary.batches += 1
         finally:
@@ -1539,13 +1576,13 @@ def fill_rows(
 
 
 def take_batch(plans: Iterator[Plan], rows: int) -> list[Plan]:
-    """Take so many plans, or fewer where their payloads are large: those of BATCH_SIZE."""
+    """Take so many plans, or fewer where their payloads are large: those of BATCH_BYTES."""
     batch: list[Plan] = []
     size = 0
     for plan in plans:
         batch.append(plan)
         size += plan.size
-        if len(batch) >= rows or size >= BATCH_SIZE:
+        if len(batch) >= rows or size >= BATCH_BYTES:
             break
     return batch
 
@@ -1558,51 +1595,18 @@ def read_plans(
         found, rest = 0, page
         while page.open_rows and rest.first <= rest.last:
             patience.check()
-            plans = patience.wait(read_page, store, rest, courtesy.version)
+            plans = patience.wait(read_page, store, rest, courtesy.data_version)
             found += len(plans)
             yield from plans
-            if sum(plan.size for plan in plans) < PAGE_SIZE:  # it was read to its end
+            if sum(plan.size for plan in plans) < PAGE_BYTES:  # it was read to its end
                 break
             rest = rest._replace(first=plans[-1].audit_id + 1)
         summary.gone += max(0, page.open_rows - found)
         summary.appeared += max(0, found - page.open_rows)
 
 
-class Moment(NamedTuple):
-    """What tells, compared with a later one, whether others were at the store meanwhile."""
-
-    data_version: int  # changes when another connection commits
-    schema_version: int  # changes with the schema
-    file: tuple[int, int] | None  # which file is at the path, None where there is none
-
-
-def moment_of(store: sqlite3.Connection, path: Path) -> Moment:
-    return Moment(data_version(store), fetch(store, "PRAGMA schema_version")[0], file_at(path))
-
-
-def file_at(path: Path) -> tuple[int, int] | None:
-    """Return what tells one file from another, None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def check_place(path: Path, before: Moment) -> None:
-    """Raise StoreError where another file is at `path` now, or none."""
-    if file_at(path) != before.file:
-        raise StoreError(
-            f"{printable(path, None)} is not the file any more that was filled, but was moved or "
-            "replaced meanwhile: end the agents, move the -wal and -shm beside it to where the old "
-            "file went (what is written last is in them, and they would ruin another file), then "
-            "run again on the file that the agents use"
-        )
-
-
 def check_result(
     store: sqlite3.Connection,
-    path: Path,
     summary: Summary,
     patience: Patience,
     before: Moment,
@@ -1610,20 +1614,18 @@ def check_result(
 ) -> None:
     """Count again what others, or a trigger, may have changed since `before`.
 
-    Raises StoreError where rows have a NULL again that the run did not leave there, or where
-    the file is not the one at `path` any more. Calls on_page(pages, pages in all).
+    Raises StoreError where rows have a NULL again that the run did not leave there. Calls
+    on_page(pages, pages in all).
     """
-    now = patience.wait(moment_of, store, path)
-    check_place(path, before)
-    found = patience.wait(lambda: store.execute(SELECT_TRIGGERS, ("task_audits",)).fetchall())
-    triggers = [printable(name) for (name,) in found]
+    now = patience.wait(moment_of, store)
+    triggers = patience.wait(triggers_of, store)
     migrated = now.schema_version != before.schema_version
     if triggers or migrated or now.data_version != before.data_version:
         count_again(store, summary, patience, on_page, whole=bool(triggers) or migrated)
     if summary.undone:
         culprit = "another process"
         if triggers:
-            culprit = f"a trigger ({', '.join(triggers)})"
+            culprit = f"a trigger ({', '.join(map(printable, triggers))})"
         elif migrated:
             culprit = "a migration"
         raise StoreError(
@@ -1781,6 +1783,13 @@ class Screen:
                 f"waiting, {left}",
             )
             self._show(lines[width is not None and len(lines[0]) >= width])
+
+    def held_up(self, size: int) -> None:
+        """Say that another process holds a checkpoint up, and how many bytes the -wal has."""
+        self.note(
+            f"note: the -wal has grown to {size / 1e6:,.0f} MB, because another process's open "
+            "read holds up its checkpoint, and it grows until that read ends"
+        )
 
     def _show_progress(self) -> None:
         elapsed = self._now() - self._started
@@ -2255,6 +2264,7 @@ def fill_store(
     """Check the store, back it up, count its rows, fill them, and count again if need be."""
     if options.db_path is None and not os.path.isfile(path):  # noqa: PTH113 - raises nothing
         raise StoreError(where_the_store_may_be(path))
+    place = file_at(path)
     network = check_name(path, read_only=options.dry_run)
     for option, file in (("--backup", options.backup), ("--log-file", options.log_file)):
         if file is not None and is_companion(file, path):
@@ -2267,13 +2277,11 @@ def fill_store(
     if network is not None:
         screen.note(f"note: {network}")
     with opened(path, patience, read_only=options.dry_run) as (store, checkpointer):
-        fill_row = patience.wait(check_schema, store)
-        before = patience.wait(moment_of, store, path)
+        check_place(path, place)
+        patience.wait(check_schema, store)
+        before = patience.wait(moment_of, store)
         if options.backup is not None and not options.dry_run:
             back_up(store, path, options.backup, summary, screen, patience)
-        courtesy = Courtesy(
-            store, checkpointer, options.pause, patience, lambda size: tell_held_up(screen, size)
-        )
 
         def show_batch(outcomes: Sequence[Plan]) -> None:
             lines = []
@@ -2283,20 +2291,23 @@ def fill_store(
                     screen.warn(reason, words)
             log.write(lines)
             screen.update(summary.reached, summary.to_fill)
-            check_place(path, before)
+            check_place(path, place)
 
         began = patience.now()
         try:
             screen.start("Counting", "rows")
             summary.pages = survey(store, patience, screen.update)
             screen.start("Dry run" if options.dry_run else "Filling", "rows")
+            courtesy = Courtesy(store, checkpointer, options.pause, patience, screen.held_up)
             with closing(courtesy):
-                fill_rows(store, fill_row, summary, courtesy, patience, show_batch)
+                fill_rows(store, summary, courtesy, patience, show_batch)
+                courtesy.wait_for_checkpoint()
             screen.update(summary.to_fill, summary.to_fill)
             if not options.dry_run:
                 screen.end()
                 screen.start("Checking", "pages")
-                check_result(store, path, summary, patience, before, screen.update)
+                check_place(path, place)
+                check_result(store, summary, patience, before, screen.update)
         finally:
             summary.elapsed_seconds = patience.now() - began
             screen.end()
@@ -2388,13 +2399,6 @@ def back_up(
         )
 
 
-def tell_held_up(screen: Screen, size: int) -> None:
-    screen.note(
-        f"note: the -wal has grown to {size / 1e6:,.0f} MB, because another process's open read "
-        "holds up its checkpoint, and it grows until that read ends"
-    )
-
-
 def cause_of(error: sqlite3.Error) -> str:
     """Return what an error of SQLite means and what to do, by its words, else by its code."""
     code = primary_code(error)
@@ -2437,7 +2441,7 @@ def ask_system(path: Path, cause: str, *, read_only: bool) -> tuple[str, str]:
     what, done = "the file", "read"
     folder = Path(os.path.realpath(path)).parent
     try:
-        # As many files as SQLite has open: the store, its -wal, its -shm, a journal.
+        # As many files as SQLite has open: the store and its -wal twice, and a -shm or journal.
         with path.open("rb") as file, path.open("rb"), path.open("rb"), path.open("rb"):
             magic, write_version, read_version = struct.unpack("15s3xBB", file.read(20))
             if magic == b"SQLite format 3" and max(write_version, read_version) > 2:

@@ -32,6 +32,7 @@ import time
 import traceback
 import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -845,8 +846,8 @@ class RunTest(StoreTest):
             return plans
 
         with (
-            mock.patch.object(backfill, "PAGE_SIZE", 3 * len(large)),
-            mock.patch.object(backfill, "BATCH_SIZE", 10 * len(large)),
+            mock.patch.object(backfill, "PAGE_BYTES", 3 * len(large)),
+            mock.patch.object(backfill, "BATCH_BYTES", 10 * len(large)),
             mock.patch.object(backfill, "read_page", watch),
         ):
             summary = self.fill()
@@ -1055,6 +1056,61 @@ class OtherWriterTest(StoreTest):
                    BEGIN UPDATE task_audits SET payload = '{}' WHERE audit_id = 5; END"""
             )
         self.assertEqual(self.columns()[3:], [(EVENT, DONE), (CREATED, CREATED), (EVENT, DONE)])
+
+    def test_a_look_at_the_table_that_a_lock_cuts_short_is_taken_again(self) -> None:
+        self.make([{}] * 6)
+        triggers_of = backfill.triggers_of
+        busy = sqlite3.OperationalError("database is locked")
+        busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        looks: list[object] = []
+
+        def cut_short(store: sqlite3.Connection) -> list[str]:
+            looks.append(store)
+            if len(looks) == 2:  # after the one at the start
+                raise busy
+            return triggers_of(store)
+
+        with (
+            mock.patch.object(backfill, "PAGE_ROWS", 3),
+            mock.patch.object(backfill, "LOCK_PAUSE", 0.0),
+            mock.patch.object(backfill, "triggers_of", cut_short),
+        ):
+            self.fill_after(
+                """CREATE TRIGGER t AFTER UPDATE ON task_audits WHEN new.audit_id = 4
+                   BEGIN UPDATE task_audits SET payload = '{}' WHERE audit_id = 5; END"""
+            )
+        self.assertEqual(self.columns()[4], (CREATED, CREATED))
+
+    def test_no_row_is_deleted_where_a_migration_makes_a_conflict_clause(self) -> None:
+        for action in ("REPLACE", "IGNORE"):
+            with self.subTest(action):
+                self.path.unlink(missing_ok=True)
+                self.make([{}] * 6)
+                with mock.patch.object(backfill, "PAGE_ROWS", 3):
+                    summary = self.fill_after(
+                        "BEGIN",
+                        "CREATE TABLE rebuilt (audit_id INTEGER PRIMARY KEY, event_type, payload,"
+                        f" created_at, source_event_ts UNIQUE ON CONFLICT {action},"
+                        " supervisor_processed_at)",
+                        f"INSERT INTO rebuilt SELECT {backfill.ROW} FROM task_audits",
+                        "DROP TABLE task_audits",
+                        "ALTER TABLE rebuilt RENAME TO task_audits",
+                        "COMMIT",
+                    )
+                self.assertEqual(self.columns(), [(EVENT, DONE)] + [(None, None)] * 5)
+                self.assertEqual((summary["filled"], summary["left_null"]["refused"]), (1, 5))
+
+    def test_a_batch_in_which_nothing_could_be_written_is_looked_at_again_beside_others(
+        self,
+    ) -> None:
+        self.make([{"payload": MALFORMED}] * 3)
+        summary = self.fill_after(
+            "DELETE FROM task_audits WHERE audit_id = 1",
+            f"UPDATE task_audits SET payload = '{SOUND}' WHERE audit_id = 2",
+        )
+        self.assertEqual(self.columns(), [(EVENT, DONE), (None, None)])
+        self.assertEqual((summary["filled"], summary["gone"]), (1, 1))
+        self.assertEqual(summary["left_null"]["malformed_json"], 1)
 
     def test_a_change_in_letters_alone_is_one_whatever_the_collation(self) -> None:
         self.query(
@@ -1292,14 +1348,16 @@ class PlanTest(StoreTest):
 
     def plans(self) -> dict[str, list[str]]:
         with contextlib.closing(self.connect()) as store:
-            fill_row = backfill.check_schema(store)
+            update = backfill.choose_update(store)
             page = {"first": 0, "last": 0}
             return {
                 "count": backfill.plan_of(store, backfill.COUNT_PAGE, (0, 0, 0)),
                 "page": backfill.plan_of(store, backfill.READ_PAGE, page),
                 "row": backfill.plan_of(store, backfill.READ_ROW, (0,)),
-                "fill as planned": backfill.plan_of(store, fill_row.as_planned, [None] * 8),
-                "fill as read": backfill.plan_of(store, fill_row.as_read, [None] * 3),
+                "fill as planned": backfill.plan_of(
+                    store, update + backfill.IF_UNCHANGED, [None] * 8
+                ),
+                "fill as read": backfill.plan_of(store, update, [None] * 3),
             }
 
     def test_plans(self) -> None:
@@ -2342,19 +2400,18 @@ class RestTest(StoreTest):
             under_way.append(True)
             if len(under_way) < 3:  # after the last batch nothing is read
                 self.assertTrue(read_on.wait(30))
-            read_on.clear()
             size = checkpoint(store)
             under_way[-1] = False
             return size
 
         def reading(*arguments: Any) -> Any:
-            if under_way:
-                read_on.set()
+            read_on.set()
             return read_page(*arguments)
 
         def locking(courtesy: Any, seconds: float) -> None:
             self.assertNotIn(True, under_way)
             lock(courtesy, seconds)
+            read_on.clear()
 
         with (
             mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
@@ -2381,6 +2438,49 @@ class RestTest(StoreTest):
                 self.assertIn("reading or writing it failed", result.err)
             self.query("UPDATE task_audits SET source_event_ts = NULL")
 
+    def test_a_signal_is_the_end_that_counts_also_where_a_checkpoint_fails(self) -> None:
+        self.make([{}] * 4, journal_mode="wal")
+        write = backfill.backfill_batch
+
+        def signal_after(*arguments: Any) -> None:
+            write(*arguments)
+            signal.raise_signal(signal.SIGTERM)
+
+        for name in (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU"):  # an interrupted run keeps them
+            signum = getattr(signal, name)
+            self.addCleanup(signal.signal, signum, signal.getsignal(signum))
+        with (
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+            mock.patch.object(backfill, "checkpoint", side_effect=sqlite3.OperationalError),
+            mock.patch.object(backfill, "backfill_batch", signal_after),
+        ):
+            result = self.tool("--json", "--batch-size", 1)
+        self.assertEqual((result.code, result.summary["filled"]), (143, 1))
+
+    def test_where_no_thread_is_to_be_had_sqlite_makes_the_checkpoints(self) -> None:
+        self.make([{}] * 3, journal_mode="wal")
+        found: list[Any] = []
+        write = backfill.backfill_batch
+
+        def look(store: sqlite3.Connection, *arguments: Any) -> None:
+            found.append(backfill.fetch(store, "PRAGMA wal_autocheckpoint"))
+            write(store, *arguments)
+
+        for error, pages in ((None, (0,)), (RuntimeError("can't start new thread"), (1000,))):
+            submit = ThreadPoolExecutor.submit if error is None else None
+            with (
+                self.subTest(error),
+                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+                mock.patch.object(backfill, "backfill_batch", look),
+                mock.patch.object(
+                    ThreadPoolExecutor, "submit", submit or mock.Mock(side_effect=error)
+                ),
+            ):
+                self.assertEqual(self.fill("--batch-size", 1)["filled"], 3)
+                self.assertEqual(found, [pages] * 3)
+            found.clear()
+            self.query("UPDATE task_audits SET source_event_ts = NULL")
+
     def test_ctrl_z_waits_for_a_checkpoint_that_is_under_way(self) -> None:
         self.make([{}], journal_mode="wal")
         patience = backfill.Patience(30)
@@ -2400,7 +2500,7 @@ class RestTest(StoreTest):
                 contextlib.closing(courtesy),
                 mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
                 mock.patch.object(backfill, "checkpoint", slow),
-                mock.patch.object(os, "kill", stop),
+                mock.patch.object(signal, "raise_signal", stop),
             ):
                 with courtesy.transaction():
                     time.sleep(0.01)
@@ -2432,7 +2532,7 @@ class PromiseTest(unittest.TestCase):
         for name, number in (
             ("MOST_LEVELS", 500), ("MIGRATION", (0, 21)), ("LONGEST_PATH", 504),
             ("DEFAULT_BATCH_SIZE", 1000), ("DEFAULT_BUSY_TIMEOUT", 30.0),
-            ("PAGE_ROWS", 1000), ("PAGE_SIZE", 4_000_000), ("BATCH_SIZE", 16_000_000),
+            ("PAGE_ROWS", 1000), ("PAGE_BYTES", 4_000_000), ("BATCH_BYTES", 16_000_000),
             ("BACKUP_PAGES", 1000), ("PROBE_BYTES", 65_536),
             ("LOCK_SLICES", (0.1, 0.1, 0.2, 0.5, 1.0)), ("LOCK_PAUSE", 0.4),
             ("SLEEP_SLICE", 0.1), ("LONGEST_REST", 2.0), ("COMPANY_SECONDS", 2.0),
@@ -4551,6 +4651,25 @@ class CauseTest(MachineTest):
                         self.assert_open(path)
                     elif what == "replaced":  # the new file must not be given the old one's -wal
                         self.assertRegex(result.err, "-wal")
+
+    def test_a_store_that_is_replaced_while_it_is_opened_is_not_filled(self) -> None:
+        other = self.folder / "other.db"
+        self.make([{}] * 3, path=self.path, journal_mode="wal")
+        self.make([{}] * 3, path=other, journal_mode="wal")
+        open_store = backfill.open_store
+
+        def open_and_replace(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            store = open_store(*arguments, **options)
+            if other.exists():
+                self.path.rename(self.folder / "away.db")
+                other.rename(self.path)
+            return store
+
+        with mock.patch.object(backfill, "open_store", open_and_replace):
+            result = run("--db-path", self.path, "--json")
+        self.assert_failed(result, "is not the file any more", "damaged")
+        self.assertIsNone(result.summary["coverage_before_pct"])
+        self.assert_open(self.path)
 
     def test_a_working_folder_that_is_gone_disturbs_nothing(self) -> None:
         self.make([{}])
