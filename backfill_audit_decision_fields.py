@@ -55,11 +55,11 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import FrameType
@@ -1118,6 +1118,59 @@ def check_place(path: Path, place: tuple[int, int] | None) -> None:
 # --- One batch ---------------------------------------------------------------------------------
 
 
+class Checkpoints:
+    """Copies what is in the WAL to the file, in a thread, while the next batch is read.
+
+    A checkpoint locks out nobody, and mostly waits for the disk. The next write waits for it,
+    or the WAL would never begin anew. `store` is a connection of its own, None where there is
+    no WAL. `on_held_up` is called with the size of the -wal in bytes where another process's
+    open read holds a checkpoint up.
+    """
+
+    def __init__(self, store: sqlite3.Connection | None, on_held_up: Callable[[int], None]) -> None:
+        self._store = store
+        self._on_held_up = on_held_up
+        self._held_up = False
+        self._written = 0.0  # seconds
+        self._finish: Callable[[], int] | None = None
+        self._worker: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
+        try:  # now, where nothing is half done
+            self._worker.submit(int)
+        except RuntimeError:  # no thread is to be had
+            self._worker = None
+
+    def begin(self, written: float) -> None:
+        """Begin a checkpoint if it is time, after so many more seconds of writing."""
+        self._written += written
+        if self._store is not None and self._written > CHECKPOINT_SECONDS:
+            self._written = 0.0
+            if self._worker is not None:
+                self._finish = self._worker.submit(checkpoint, self._store).result
+            else:
+                self._finish = partial(checkpoint, self._store)
+
+    def wait(self) -> None:
+        """Wait until none is under way. Raises its error."""
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            size = finish()
+            if size >= HELD_UP_BYTES and not self._held_up:
+                self._held_up = True
+                self._on_held_up(size)
+
+    def close(self) -> None:
+        """Wait until none is under way, whatever becomes of it."""
+        if self._worker is not None:
+            self._worker.shutdown()
+
+
+def checkpoint(store: sqlite3.Connection) -> int:
+    """Checkpoint; return the bytes of a WAL that cannot begin anew, else 0."""
+    _, frames, done = fetch(store, "PRAGMA wal_checkpoint(PASSIVE)")
+    page_size: int = fetch(store, "PRAGMA page_size")[0]
+    return frames * page_size if done < frames else 0
+
+
 def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
     """Return how long to rest before a batch, in seconds.
 
@@ -1133,43 +1186,24 @@ def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
 class Courtesy:
     """Opens transactions, with a rest before each, so that other processes get their turn.
 
-    With a `checkpointer`, another connection to a WAL store, checkpoints are made through it in
-    a thread, while the next batch is read: they lock out nobody, and mostly wait for the disk.
-    `on_held_up` is called with the size of the -wal in bytes where another process's open
-    read holds one up.
+    Knows, too, whether others committed, and with what statement a row is filled since then.
     """
 
     def __init__(
         self,
         store: sqlite3.Connection,
-        checkpointer: sqlite3.Connection | None,
+        checkpoints: Checkpoints,
         pause: float,
         patience: Patience,
-        on_held_up: Callable[[int], None],
     ) -> None:
         self._store = store
-        self._checkpointer = checkpointer
+        self._checkpoints = checkpoints
         self._pause = pause
         self._patience = patience
-        self._on_held_up = on_held_up
-        self._held_up = False
         self._company_until = self._released = -math.inf
         self._locked = 0.0
-        self._since_checkpoint = 0.0
         self.data_version = patience.wait(data_version, store)
         patience.wait(self._look_at_table)
-        self._worker = ThreadPoolExecutor(1)
-        self._under_way: Future[int] | None = None
-        try:  # now, because after a COMMIT its batch would go uncounted
-            self._worker.submit(int)
-        except RuntimeError:  # no thread is to be had: SQLite may checkpoint in our COMMITs
-            self._checkpointer = None
-            store.execute("PRAGMA wal_autocheckpoint = 1000")
-        patience.before_stop = self.wait_for_checkpoint
-
-    def close(self) -> None:
-        """Wait for the end of the checkpoint under way, whatever becomes of it."""
-        self._worker.shutdown()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -1177,7 +1211,6 @@ class Courtesy:
 
         With a rollback journal a COMMIT waits for readers while it keeps new ones out.
         EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
-        When it is time, a checkpoint begins after it.
         """
         self._rest()
         slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
@@ -1193,10 +1226,7 @@ class Courtesy:
                 self._store.execute("ROLLBACK")
             self._released = time.monotonic()
             self._locked = self._released - locked_at
-        self._since_checkpoint += self._locked
-        if self._checkpointer is not None and self._since_checkpoint > CHECKPOINT_SECONDS:
-            self._since_checkpoint = 0.0
-            self._under_way = self._worker.submit(checkpoint, self._checkpointer)
+        self._checkpoints.begin(self._locked)
 
     def _lock(self, seconds: float) -> None:
         self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
@@ -1218,28 +1248,12 @@ class Courtesy:
         self.update = choose_update(self._store)
 
     def _rest(self) -> None:
-        """Wait for the checkpoint, or the WAL would grow, and until others have had their share."""
-        self.wait_for_checkpoint()
+        """Wait until the checkpoint has ended and others have had their share."""
+        self._checkpoints.wait()
         self._patience.wait(self._look_around)
         now = time.monotonic()
         rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
         self._patience.sleep(self._pause * (self._locked > 0) + rest)
-
-    def wait_for_checkpoint(self) -> None:
-        """Wait until no checkpoint of ours is under way. Raises its error."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            size = under_way.result()
-            if size >= HELD_UP_BYTES and not self._held_up:
-                self._held_up = True
-                self._on_held_up(size)
-
-
-def checkpoint(store: sqlite3.Connection) -> int:
-    """Copy what is in the WAL to the file; return the bytes of a WAL that cannot be used again."""
-    _, frames, done = fetch(store, "PRAGMA wal_checkpoint(PASSIVE)")
-    page_size: int = fetch(store, "PRAGMA page_size")[0]
-    return frames * page_size if done < frames else 0
 
 
 def read_page(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
@@ -2298,10 +2312,11 @@ def fill_store(
             screen.start("Counting", "rows")
             summary.pages = survey(store, patience, screen.update)
             screen.start("Dry run" if options.dry_run else "Filling", "rows")
-            courtesy = Courtesy(store, checkpointer, options.pause, patience, screen.held_up)
-            with closing(courtesy):
+            with closing(Checkpoints(checkpointer, screen.held_up)) as checkpoints:
+                patience.before_stop = checkpoints.wait
+                courtesy = Courtesy(store, checkpoints, options.pause, patience)
                 fill_rows(store, summary, courtesy, patience, show_batch)
-                courtesy.wait_for_checkpoint()
+                checkpoints.wait()
             screen.update(summary.to_fill, summary.to_fill)
             if not options.dry_run:
                 screen.end()

@@ -2457,55 +2457,41 @@ class RestTest(StoreTest):
             result = self.tool("--json", "--batch-size", 1)
         self.assertEqual((result.code, result.summary["filled"]), (143, 1))
 
-    def test_where_no_thread_is_to_be_had_sqlite_makes_the_checkpoints(self) -> None:
-        self.make([{}] * 3, journal_mode="wal")
-        found: list[Any] = []
-        write = backfill.backfill_batch
-
-        def look(store: sqlite3.Connection, *arguments: Any) -> None:
-            found.append(backfill.fetch(store, "PRAGMA wal_autocheckpoint"))
-            write(store, *arguments)
-
-        for error, pages in ((None, (0,)), (RuntimeError("can't start new thread"), (1000,))):
-            submit = ThreadPoolExecutor.submit if error is None else None
-            with (
-                self.subTest(error),
-                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-                mock.patch.object(backfill, "backfill_batch", look),
-                mock.patch.object(
-                    ThreadPoolExecutor, "submit", submit or mock.Mock(side_effect=error)
-                ),
-            ):
-                self.assertEqual(self.fill("--batch-size", 1)["filled"], 3)
-                self.assertEqual(found, [pages] * 3)
-            found.clear()
-            self.query("UPDATE task_audits SET source_event_ts = NULL")
+    def test_where_no_thread_is_to_be_had_checkpoints_come_all_the_same(self) -> None:
+        refused = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+        with (
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+            mock.patch.object(ThreadPoolExecutor, "submit", refused),
+        ):
+            self.assertEqual(self.checkpoints("wal"), 6)
 
     def test_ctrl_z_waits_for_a_checkpoint_that_is_under_way(self) -> None:
         self.make([{}], journal_mode="wal")
-        patience = backfill.Patience(30)
-        with backfill.opened(self.path, patience, read_only=False) as (store, checkpointer):
-            courtesy = backfill.Courtesy(store, checkpointer, 0, patience, print)
-            done: list[str] = []
+        done: list[str] = []
 
-            def slow(_store: sqlite3.Connection) -> int:
-                time.sleep(0.2)
-                done.append("checkpoint")
-                return 0
+        def slow(_store: sqlite3.Connection) -> int:
+            time.sleep(0.2)
+            done.append("checkpoint")
+            return 0
 
-            def stop(*_arguments: Any) -> None:
-                done.append("stop")
+        def stop(_signum: int) -> None:
+            done.append("stop")
 
-            with (
-                contextlib.closing(courtesy),
-                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-                mock.patch.object(backfill, "checkpoint", slow),
-                mock.patch.object(signal, "raise_signal", stop),
-            ):
-                with courtesy.transaction():
-                    time.sleep(0.01)
-                patience.stop_asked = True
-                patience.check()
+        write = backfill.backfill_batch
+
+        def stop_after(*arguments: Any) -> None:
+            write(*arguments)
+            patience = arguments[2]._patience
+            patience.stop_asked = True
+            patience.check()
+
+        with (
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+            mock.patch.object(backfill, "checkpoint", slow),
+            mock.patch.object(backfill, "backfill_batch", stop_after),
+            mock.patch.object(signal, "raise_signal", stop),
+        ):
+            self.fill()
         self.assertEqual(done, ["checkpoint", "stop"])
 
     def test_a_checkpoint_that_a_reader_holds_up_is_noted_once_with_its_size(self) -> None:
@@ -2625,7 +2611,9 @@ class TransactionTest(StoreTest):
                 store.execute("PRAGMA busy_timeout = 0")
                 store.execute("BEGIN EXCLUSIVE")
 
-            courtesy = backfill.Courtesy(store, None, 0, backfill.Patience(0.3), print)
+            courtesy = backfill.Courtesy(
+                store, backfill.Checkpoints(None, print), 0, backfill.Patience(0.3)
+            )
             with (
                 mock.patch.object(backfill.Courtesy, "_lock", lock),
                 mock.patch.object(backfill, "LOCK_PAUSE", 0.05),
