@@ -54,6 +54,10 @@ DONE = "2026-01-05T08:00:09.500000Z"
 SOUND = json.dumps({"source_event_ts": EVENT, "supervisor_processed_at": DONE})
 MALFORMED = "{'not': json}"
 
+# A shell starts a job in the background deaf to Ctrl-C; what is tested here listens.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 def read_as_agentos(text: str) -> datetime:
     """What AgentOS's readers do with a column."""
