@@ -952,7 +952,7 @@ def choose_update(store: sqlite3.Connection) -> str:
     conflict clauses of the statements in triggers, so it stands only where it is needed.
     """
     schema = fetch(store, SELECT_SCHEMA, "task_audits")
-    conflict = schema is not None and re.search(r"\bCONFLICT\b", schema[0], re.IGNORECASE)
+    conflict = schema is not None and re.search(r"\bCONFLICT\b", str(schema[0]), re.IGNORECASE)
     return UPDATE_ROW.format("OR ABORT" if conflict else "")
 
 

@@ -1138,6 +1138,17 @@ class OtherWriterTest(StoreTest):
                 self.assertEqual(self.fill()["filled"], 3)
                 self.assertEqual(self.columns(), [(EVENT, DONE)] * 3)
 
+    def test_a_schema_and_a_version_that_are_not_utf_8_are_no_hindrance(self) -> None:
+        self.make([{}])
+        with contextlib.closing(sqlite3.connect(self.path)) as store, store:
+            store.executescript(
+                """INSERT INTO schema_version (version) VALUES (CAST(x'ff' AS TEXT));
+                PRAGMA writable_schema = ON;
+                UPDATE sqlite_master SET sql = CAST(CAST(sql || ' --' AS BLOB) || x'ff' AS TEXT)
+                 WHERE name = 'task_audits';"""
+            )
+        self.assertEqual(self.fill()["filled"], 1)
+
     def test_what_it_corrects_while_we_wait_for_the_lock_counts_too(self) -> None:
         self.make([{}])
         other = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
