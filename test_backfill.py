@@ -2053,7 +2053,7 @@ class LiveTest(ProcessTest):
     """
 
     def test_a_killed_run_leaves_the_store_whole_and_the_next_goes_on(self) -> None:
-        kills = 24 if HEAVY else 2
+        kills = 16 if HEAVY else 2
         chance = random.Random(4)
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
@@ -2133,7 +2133,7 @@ class LiveTest(ProcessTest):
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 path = self.folder / f"{mode}.db"
-                rows = 60_000 if HEAVY else 1500
+                rows = 40_000 if HEAVY else 1500
                 sample_store.make_store(path, rows=rows, journal_mode=mode)
                 with self.writers(2, path) as done:
                     result = self.finish(self.start(path=path))
