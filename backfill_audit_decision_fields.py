@@ -1760,17 +1760,14 @@ class Screen:
         self._quiet = quiet
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._drawn = False  # there is a line of progress to clear
-        self._label, self._unit = "Opening", ""
-        self._done = self._total = 0
-        self._shown: int | None = None  # how far the phase was when last shown
-        self._started = self._next = 0.0
         self.warnings: Counter[str] = Counter()
+        self.start("Opening", "")
 
     def start(self, label: str, unit: str) -> None:
         """Begin a phase of the run."""
         self._label, self._unit = label, unit
         self._done = self._total = 0
-        self._shown = None
+        self._shown: int | None = None  # how far it was when last shown
         self._started = self._now()
         self._next = self._started + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
 
