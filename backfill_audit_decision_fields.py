@@ -2184,13 +2184,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage raises SystemExit(2)."""
-    options = read_options(argv)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    options = read_options(argv)
     path = options.db_path or Path(os.path.expanduser(DEFAULT_STORE))  # noqa: PTH111
     summary = Summary(str(path), options.dry_run, options.batch_size)
     patience = Patience(options.busy_timeout)
@@ -2216,8 +2216,7 @@ def read_options(argv: Sequence[str] | None) -> Options:
         return build_parser().parse_args(argv, namespace=Options())
     except (SystemExit, OSError) as end:  # --help, perhaps to somebody who does not read it
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except OSError:
             forget(sys.stdout)
         if isinstance(end, OSError):  # argparse's, in early releases of Python 3.11

@@ -3835,6 +3835,9 @@ class StreamTest(MachineTest):
         for option in ("--help", "--version"):
             with self.subTest(option), FULL.open("w") as full:
                 self.assertNotIn("Error", self.end(self.launch(option, stdout=full)).err)
+            closed = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, str(SCRIPT), option]
+            done = subprocess.run(closed, capture_output=True, text=True, check=False)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     @unittest.skipUnless(FULL.exists(), "this system has no /dev/full")
     def test_a_full_disk_behind_stderr_ends_no_work(self) -> None:
