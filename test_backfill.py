@@ -2720,6 +2720,9 @@ class SummaryTest(unittest.TestCase):
         self.assertEqual(summary.coverage_before, 50.0)
         self.assertEqual(summary.coverage_after, backfill.percent(25, 37))
         self.assertEqual(summary.left_open, {1: 2})
+        summary.elapsed_seconds = 4.00049
+        figures = summary.as_json()
+        self.assertEqual((figures["elapsed_seconds"], figures["rows_per_second"]), (4.0, 2.5))
 
     def test_durations(self) -> None:
         for seconds, text in ((0, "0:00"), (0.2, "0:01"), (59.5, "1:00"), (3599, "59:59"),
