@@ -2534,7 +2534,7 @@ class PromiseTest(unittest.TestCase):
             ("MOST_LEVELS", 500), ("MIGRATION", (0, 21)), ("LONGEST_PATH", 504),
             ("DEFAULT_BATCH_SIZE", 1000), ("DEFAULT_BUSY_TIMEOUT", 30.0),
             ("PAGE_ROWS", 1000), ("PAGE_BYTES", 4_000_000), ("BATCH_BYTES", 16_000_000),
-            ("BACKUP_PAGES", 1000), ("PROBE_BYTES", 65_536),
+            ("CACHE_KIB", 8_000), ("BACKUP_PAGES", 1000), ("PROBE_BYTES", 65_536),
             ("LOCK_SLICES", (0.1, 0.1, 0.2, 0.5, 1.0)), ("LOCK_PAUSE", 0.4),
             ("SLEEP_SLICE", 0.1), ("LONGEST_REST", 2.0), ("COMPANY_SECONDS", 2.0),
             ("FREE_SHARE_ALONE", 0.2), ("FREE_SHARE_IN_COMPANY", 0.8),
