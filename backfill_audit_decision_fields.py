@@ -882,7 +882,7 @@ def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Co
             # batches, whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
             # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
-            # write lock that it does not need; Courtesy does it while a batch is read.
+            # write lock that it does not need; Checkpoints does it while a batch is read.
             store.execute("PRAGMA wal_autocheckpoint = 0")
         patience.wait(store.execute, f"PRAGMA cache_size = -{CACHE_KIB}")
         if not read_only:  # the beginning of a write: BEGIN alone is granted for a file that is not
@@ -1133,9 +1133,10 @@ class Checkpoints:
         self._held_up = False
         self._written = 0.0  # seconds
         self._finish: Callable[[], int] | None = None
-        self._worker: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
+        self._worker = None if store is None else ThreadPoolExecutor(1)
         try:  # now, where nothing is half done
-            self._worker.submit(int)
+            if self._worker is not None:
+                self._worker.submit(int)
         except RuntimeError:  # no thread is to be had
             self._worker = None
 
@@ -1257,7 +1258,7 @@ class Courtesy:
 
 
 def read_page(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
-    """Read and plan the open rows of a page one by one; `version` is its data_version before.
+    """Read and plan the open rows of a page one by one; `version` is the data_version before.
 
     Where the payloads are large, only its first rows: those of PAGE_BYTES. SQLite's own
     decoding is the fast one; where a text is not UTF-8 the page is read again.
