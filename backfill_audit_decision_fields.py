@@ -55,11 +55,11 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from functools import cache
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import FrameType
@@ -173,12 +173,20 @@ READ_IDS = f"""
 """
 # By the one audit_id: the only condition that is a search whatever ANALYZE once saw.
 READ_ROW = f"SELECT {ROW} FROM task_audits WHERE audit_id = ? AND {HAS_NULL} AND {SUPERVISOR}"
-# Rule 1: coalesce() writes nothing but a NULL. What stands for {} is chosen by choose_update().
+# Rule 1: coalesce() writes nothing but a NULL. What stands for {} is chosen by choose_updates().
 UPDATE_ROW = """
     UPDATE {} task_audits
        SET source_event_ts = coalesce(source_event_ts, ?),
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ?
+"""
+# The same for many rows in one step, in which SQLite does without Python's lock.
+UPDATE_ROWS = """
+    UPDATE {} task_audits
+       SET source_event_ts = coalesce(source_event_ts, found.column1),
+           supervisor_processed_at = coalesce(supervisor_processed_at, found.column2)
+      FROM (VALUES {}) AS found
+     WHERE audit_id = found.column3
 """
 # Only while the row is still what it was when it was planned.
 IF_UNCHANGED = """
@@ -329,6 +337,9 @@ DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 PAGE_BYTES = 4_000_000  # of payload that one read parses: the same
 BATCH_BYTES = 16_000_000  # of payload in a batch, which is kept until it is written
+PAGES_AHEAD = 2  # read in a thread while a batch is written
+SWITCH_SECONDS = 0.0005  # after which that thread gives Python's lock to the one that writes
+ROWS_AT_ONCE = 1000  # written by one statement: three of SQLite's 32,766 variables each
 CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
@@ -374,44 +385,36 @@ Row = tuple[Any, ...]  # the columns of ROW
 NOTHING = (None, None)
 
 
-class Timestamps(dict[str, str | None]):
-    """The value found for each column, None where nothing usable was found.
-
-    Beside it, pairs in the order of the columns: `sources` names the field that each value
-    came from, `passed_over` the first field that was there and unusable, and `unusable` has
-    that field's text. `malformed` says what is wrong with a payload that is not JSON, else
-    it is None.
-    """
-
-    __slots__ = ("malformed", "passed_over", "sources", "unusable")
-    sources: Pair
-    passed_over: Pair
-    unusable: Pair
-    malformed: str | None
-
-
-def extract_timestamps(payload: object, created_at: object) -> Timestamps:
-    """Find both timestamps of a row: rules 2 to 4.
+def extract_timestamps(payload: object, created_at: object) -> dict[str, str | None]:
+    """Find both timestamps of a row, by column: rules 2 to 4.
 
     `payload` is the column as SQLite gives it: str, bytes or None. Its fields come
     first, in the order of FIELDS, then `created_at`. A payload without fields (NULL,
     blank, JSON that is no object) leaves created_at alone; one that is not JSON
     yields None twice. Never raises.
     """
-    found = Timestamps()
-    found.malformed = None
+    values, *_ = find_timestamps(payload, created_at)
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def find_timestamps(
+    payload: object, created_at: object
+) -> tuple[Pair, Pair, Pair, Pair, str | None]:
+    """Do what extract_timestamps() does, and say where the values came from.
+
+    Returns the values, the fields that they are from, for each the first field that was there
+    and passed over as unusable, the texts of those, and what is wrong with a malformed payload.
+    """
+    malformed = None
     try:
         fields = _read_payload(payload)
     except ValueError as error:
-        found.malformed = str(error)
+        malformed = str(error)
         fields, created_at = {}, None
-    (first, names), (second, other_names) = FIELDS.items()
-    found[first], source, passed, text = _first_usable(fields, names, created_at)
-    found[second], other_source, other, other_text = _first_usable(fields, other_names, created_at)
-    found.sources = (source, other_source)
-    found.passed_over = (passed, other)
-    found.unusable = (text, other_text)
-    return found
+    names, other_names = FIELDS.values()
+    first, source, passed, text = _first_usable(fields, names, created_at)
+    second, other_source, other, other_text = _first_usable(fields, other_names, created_at)
+    return (first, second), (source, other_source), (passed, other), (text, other_text), malformed
 
 
 def _first_usable(
@@ -420,12 +423,11 @@ def _first_usable(
     """Return the first usable candidate's value and name, and the field passed over for it."""
     passed = text = None
     for name in names:
-        candidate = fields.get(name)
-        if candidate is not None:
+        if name in fields and (candidate := fields[name]) is not None:
             if (value := as_timestamp(candidate)) is not None:
                 return value, name, passed, text
             if passed is None:
-                passed, text = name, json.dumps(candidate, ensure_ascii=False)[: CUT + 1]
+                passed, text = name, ENCODER.encode(candidate)[: CUT + 1]
     value = as_timestamp(created_at)
     return value, None if value is None else FALLBACK, passed, text
 
@@ -437,6 +439,7 @@ def _whole_number(text: str) -> float:
 
 # raw_decode() of this is json.loads() without its search for blanks: a fifth faster.
 DECODER = json.JSONDecoder(parse_int=_whole_number)
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def _read_payload(payload: object) -> dict[str, Any]:
@@ -448,9 +451,9 @@ def _read_payload(payload: object) -> dict[str, Any]:
             raise ValueError(
                 "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"
             ) from None
-    if not isinstance(payload, str) or not payload.strip(WHITE_SPACE):
+    text = payload.strip(JSON_BLANKS) if isinstance(payload, str) else ""
+    if not text.strip(WHITE_SPACE):
         return {}
-    text = payload.strip(JSON_BLANKS)
     many = len(text) > MOST_LEVELS and text.count("{") + text.count("[") > MOST_LEVELS
     if many and _levels(text) > MOST_LEVELS:
         raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
@@ -539,7 +542,6 @@ class Plan(NamedTuple):
     kind: Kind
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
-    size: int  # of the payload in memory, in bytes: a letter takes one to four
     data_version: int  # of the store, before the row was read
 
     @property
@@ -561,26 +563,23 @@ def plan_row(row: Row, data_version: int = 0) -> Plan:
     """
     _audit_id, _event_type, payload, created_at, first, second = row
     stood = first if second is None else second
-    found = extract_timestamps(payload, created_at)
+    found, sources, passed_over, unusable, reason = find_timestamps(payload, created_at)
     values: Pair = NOTHING
-    left_null, reason = None, found.malformed
+    left_null = None
     if reason is not None:
         left_null = "malformed_json"
     elif stood is not None and not isinstance(stood, str):
         left_null, reason = "unreadable", "a BLOB, a number, or text that is not UTF-8"
     else:
-        values = match_offsets(
-            (first, second), (found["source_event_ts"], found["supervisor_processed_at"])
-        )
+        values = match_offsets((first, second), found)
         if None in values and (stood is None or values == NOTHING):
             left_null = "no_timestamp"
-    sources, passed_over, unusable = found.sources, found.passed_over, found.unusable
     if None in values:  # nothing is said of a column that is not written
         sources, passed_over, unusable = (
             _where_written(values, pair) for pair in (sources, passed_over, unusable)
         )
     kind = kind_of(sources, passed_over, left_null)
-    return Plan(row, values, kind, unusable, reason, sys.getsizeof(payload), data_version)
+    return Plan(row, values, kind, unusable, reason, data_version)
 
 
 def _where_written(values: Pair, pair: Pair) -> Pair:
@@ -596,7 +595,9 @@ def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
     """
     first, second = found
     if standing == NOTHING:
-        if first is None or second is None or _has_offset(first) == _has_offset(second):
+        if first is None or second is None or first[-1] == second[-1] == "Z":
+            return found
+        if _has_offset(first) == _has_offset(second):
             return found
         return (first, _with_z(second)) if _has_offset(first) else (_with_z(first), second)
     at = standing.index(None)
@@ -856,13 +857,13 @@ def _is_unused_wal_store(path: Path) -> bool:
 def opened(
     path: Path, patience: Patience, *, read_only: bool
 ) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection | None]]:
-    """Open a store, and one in WAL mode that is to be written once more, for checkpoints."""
+    """Open a store, and one in WAL mode that is to be written once more, to read ahead."""
     with closing(open_store(path, patience, read_only=read_only)) as store:
         if read_only or patience.wait(fetch, store, "PRAGMA journal_mode") != ("wal",):
             yield store, None
         else:
-            with closing(open_store(path, patience, read_only=False)) as checkpointer:
-                yield store, checkpointer
+            with closing(open_store(path, patience, read_only=True)) as reader:
+                yield store, reader
 
 
 def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Connection:
@@ -882,7 +883,7 @@ def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Co
             # batches, whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
             # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
-            # write lock that it does not need; Checkpoints does it while a batch is read.
+            # write lock that it does not need; Courtesy does it between two batches.
             store.execute("PRAGMA wal_autocheckpoint = 0")
         patience.wait(store.execute, f"PRAGMA cache_size = -{CACHE_KIB}")
         if not read_only:  # the beginning of a write: BEGIN alone is granted for a file that is not
@@ -942,18 +943,24 @@ def check_schema(store: sqlite3.Connection) -> None:
             "task_audits.audit_id is not the INTEGER PRIMARY KEY of an ordinary table here: "
             "name an AgentOS store with --db-path"
         )
-    store.execute(f"EXPLAIN {choose_update(store)}", (None, None, 0)).fetchall()
+    choose_updates(store, 1)
 
 
-def choose_update(store: sqlite3.Connection) -> str:
-    """Return the statement that fills a row: it takes the values and the audit_id.
+def choose_updates(store: sqlite3.Connection, rows: int) -> tuple[str, str | None]:
+    """Return the statement that fills a row, and one for so many; raise if one cannot be made.
+
+    For each row they take the values and the audit_id. The second is None where SQLite would
+    walk the table for it and not search for each row, as after ANALYZE of a table of one row.
 
     OR ABORT keeps ON CONFLICT REPLACE from deleting other rows; but it would override the
     conflict clauses of the statements in triggers, so it stands only where it is needed.
     """
     schema = fetch(store, SELECT_SCHEMA, "task_audits")
     conflict = schema is not None and re.search(r"\bCONFLICT\b", str(schema[0]), re.IGNORECASE)
-    return UPDATE_ROW.format("OR ABORT" if conflict else "")
+    clause = "OR ABORT" if conflict else ""
+    many = UPDATE_ROWS.format(clause, ", ".join(["(?, ?, ?)"] * rows))
+    steps = plan_of(store, many, (None, None, None) * rows)
+    return UPDATE_ROW.format(clause), many if any(BY_ROWID in step for step in steps) else None
 
 
 def plan_of(store: sqlite3.Connection, sql: str, parameters: Any) -> list[str]:
@@ -1118,58 +1125,75 @@ def check_place(path: Path, place: tuple[int, int] | None) -> None:
 # --- One batch ---------------------------------------------------------------------------------
 
 
-class Checkpoints:
-    """Copies what is in the WAL to the file, in a thread, while the next batch is read.
+class Stretch(NamedTuple):
+    """The plans for the open rows of a page, or for the first of them, in PAGE_BYTES."""
 
-    A checkpoint locks out nobody, and mostly waits for the disk. The next write waits for it,
-    or the WAL would never begin anew. `store` is a connection of its own, None where there is
-    no WAL. `on_held_up` is called with the size of the -wal in bytes where another process's
-    open read holds a checkpoint up.
+    plans: list[Plan]
+    size: int  # of their payloads in memory, in bytes
+    rest: Page | None  # of the page, which is still to be read
+
+
+class ReadAhead:
+    """Reads and plans the next pages in a thread, while a batch is written.
+
+    The two go on side by side, because SQLite writes a batch without Python's lock. `store`
+    is a connection of its own, None where nothing is to be read ahead: with a rollback
+    journal a read would keep the COMMIT waiting.
     """
 
-    def __init__(self, store: sqlite3.Connection | None, on_held_up: Callable[[int], None]) -> None:
+    def __init__(self, store: sqlite3.Connection | None) -> None:
         self._store = store
-        self._on_held_up = on_held_up
-        self._held_up = False
-        self._written = 0.0  # seconds
-        self._finish: Callable[[], int] | None = None
+        self._begun: dict[Page, Future[Stretch]] = {}
+        self.turn = threading.Lock()  # the read's: who holds it lets none be open
         self._worker = None if store is None else ThreadPoolExecutor(1)
         try:  # now, where nothing is half done
             if self._worker is not None:
                 self._worker.submit(int)
         except RuntimeError:  # no thread is to be had
             self._worker = None
+        self._switch_seconds = sys.getswitchinterval()
+        if self._worker is not None:
+            sys.setswitchinterval(SWITCH_SECONDS)
 
-    def begin(self, written: float) -> None:
-        """Begin a checkpoint if it is time, after so many more seconds of writing."""
-        self._written += written
-        if self._store is not None and self._written > CHECKPOINT_SECONDS:
-            self._written = 0.0
-            if self._worker is not None:
-                self._finish = self._worker.submit(checkpoint, self._store).result
-            else:
-                self._finish = partial(checkpoint, self._store)
+    def begin(self, pages: Iterable[Page], version: int) -> None:
+        """Begin to read pages, as far as there is room; `version` is the data_version now."""
+        if self._worker is not None and self._store is not None:
+            for page in pages:
+                if page not in self._begun and len(self._begun) < PAGES_AHEAD:
+                    self._begun[page] = self._worker.submit(
+                        read_page, self._store, page, version, self.turn
+                    )
+
+    def take(self, page: Page) -> Stretch | None:
+        """Return what was read of a page, None if it is still to be read.
+
+        So it is after any error: it will be met again where it can be waited for or told.
+        """
+        begun = self._begun.pop(page, None)
+        return None if begun is None or begun.exception() is not None else begun.result()
 
     def wait(self) -> None:
-        """Wait until none is under way. Raises its error."""
-        finish, self._finish = self._finish, None
-        if finish is not None:
-            size = finish()
-            if size >= HELD_UP_BYTES and not self._held_up:
-                self._held_up = True
-                self._on_held_up(size)
+        """Wait until no read is under way."""
+        wait(self._begun.values())
 
     def close(self) -> None:
-        """Wait until none is under way, whatever becomes of it."""
+        """End the thread."""
         if self._worker is not None:
-            self._worker.shutdown()
+            self._worker.shutdown(cancel_futures=True)
+            sys.setswitchinterval(self._switch_seconds)
 
 
 def checkpoint(store: sqlite3.Connection) -> int:
-    """Checkpoint; return the bytes of a WAL that cannot begin anew, else 0."""
+    """Copy what is in the WAL to the file; return the bytes of one that cannot begin anew, else 0.
+
+    It locks out nobody.
+    """
     _, frames, done = fetch(store, "PRAGMA wal_checkpoint(PASSIVE)")
-    page_size: int = fetch(store, "PRAGMA page_size")[0]
-    return frames * page_size if done < frames else 0
+    if done >= frames:
+        return 0
+    (page_size,) = fetch(store, "PRAGMA page_size")
+    size: int = frames * page_size
+    return size
 
 
 def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
@@ -1187,23 +1211,31 @@ def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
 class Courtesy:
     """Opens transactions, with a rest before each, so that other processes get their turn.
 
-    Knows, too, whether others committed, and with what statement a row is filled since then.
+    Knows, too, whether others committed, and with what statements rows are filled since then:
+    `update` fills one, `update_rows` so many as `rows`. `on_held_up` is called with the size
+    of the -wal in bytes where another process's open read holds a checkpoint up.
     """
 
     def __init__(
         self,
         store: sqlite3.Connection,
-        checkpoints: Checkpoints,
-        pause: float,
         patience: Patience,
+        ahead: ReadAhead,
+        *,
+        pause: float,
+        rows: int,
     ) -> None:
         self._store = store
-        self._checkpoints = checkpoints
-        self._pause = pause
         self._patience = patience
+        self.ahead = ahead
+        self._pause = pause
+        self.rows = rows
+        self.on_held_up: Callable[[int], None] | None = None
+        self._held_up = False
         self._company_until = self._released = -math.inf
-        self._locked = 0.0
-        self.data_version = patience.wait(data_version, store)
+        self._locked = self._written = 0.0  # seconds
+        self._is_wal = patience.wait(fetch, store, "PRAGMA journal_mode") == ("wal",)
+        self._moment = patience.wait(moment_of, store)
         patience.wait(self._look_at_table)
 
     @contextmanager
@@ -1218,57 +1250,100 @@ class Courtesy:
         self._patience.wait(lambda: self._lock(next(slices)))
         locked_at = time.monotonic()
         try:
-            self._look_around()
+            self._look()
             yield
             if self._store.in_transaction:
-                self._store.execute("COMMIT")
+                # So that each read sees the last COMMIT, and none holds a checkpoint up.
+                with self.ahead.turn:
+                    self._store.execute("COMMIT")
         finally:
             if self._store.in_transaction:
                 self._store.execute("ROLLBACK")
             self._released = time.monotonic()
             self._locked = self._released - locked_at
-        self._checkpoints.begin(self._locked)
+            self._written += self._locked
 
     def _lock(self, seconds: float) -> None:
         self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
         self._store.execute("BEGIN EXCLUSIVE")
 
-    def nobody_came(self, since: int) -> bool:
-        """Whether no row can have changed since `data_version` was this. Raises sqlite3.Error."""
-        self._patience.wait(self._look_around)
+    def writes_at_once(self) -> bool:
+        """Whether batches go in one step now, and not row by row, which a thread would hold up.
+
+        In company they do not; and there reading is a part of the rest that others need.
+        """
+        alone = time.monotonic() >= self._company_until
+        return alone and not self._has_triggers and self.update_rows is not None
+
+    def unchanged(self, since: int) -> bool:
+        """Whether no row had changed, when we last looked, since `data_version` was this."""
         return since == self.data_version and not self._has_triggers
 
-    def _look_around(self) -> None:
-        if (version := data_version(self._store)) != self.data_version:
-            self._look_at_table()  # first: where a lock is in the way, all of this is done again
+    @property
+    def data_version(self) -> int:
+        """The store's, when we last looked."""
+        return self._moment.data_version
+
+    def look_around(self) -> None:
+        """See whether others committed. Raises sqlite3.Error or Interrupted."""
+        self._patience.wait(self._look)
+
+    def _look(self) -> None:
+        if data_version(self._store) != self._moment.data_version:
+            now = moment_of(self._store)
+            if now.schema_version != self._moment.schema_version:
+                self._look_at_table()  # first: where a lock is in the way, all is done again
             self._company_until = time.monotonic() + COMPANY_SECONDS
-            self.data_version = version
+            self._moment = now
 
     def _look_at_table(self) -> None:
         self._has_triggers = bool(triggers_of(self._store))
-        self.update = choose_update(self._store)
+        self.update, self.update_rows = choose_updates(self._store, self.rows)
 
     def _rest(self) -> None:
-        """Wait until the checkpoint has ended and others have had their share."""
-        self._checkpoints.wait()
-        self._patience.wait(self._look_around)
+        """Checkpoint when it is time, and wait until others have had their share."""
+        if self._is_wal and self._written > CHECKPOINT_SECONDS:
+            self._written = 0.0
+            self._patience.wait(self._checkpoint)
+        self.look_around()
+        if not self.writes_at_once():
+            self.ahead.wait()
         now = time.monotonic()
         rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
         self._patience.sleep(self._pause * (self._locked > 0) + rest)
 
+    def _checkpoint(self) -> None:
+        size = checkpoint(self._store)
+        if size > 0:  # perhaps because a read of ours began at the same moment
+            with self.ahead.turn:
+                size = checkpoint(self._store)
+        if size >= HELD_UP_BYTES and not self._held_up:
+            self._held_up = True
+            if self.on_held_up is not None:
+                self.on_held_up(size)
 
-def read_page(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
-    """Read and plan the open rows of a page one by one; `version` is the data_version before.
 
-    Where the payloads are large, only its first rows: those of PAGE_BYTES. SQLite's own
-    decoding is the fast one; where a text is not UTF-8 the page is read again.
+def read_page(
+    store: sqlite3.Connection,
+    page: Page,
+    version: int,
+    turn: AbstractContextManager[object],
+) -> Stretch:
+    """Read and plan the open rows of a page; `version` is the data_version before.
+
+    A read is open only within `turn`. SQLite's own decoding is the fast one; where a text
+    is not UTF-8 the page is read again.
     """
     store.text_factory = str
     try:
-        return _read_and_plan(store, page, version)
+        with turn:
+            rows, size, rest = _read_rows(store, page)
     except sqlite3.OperationalError as error:
         if primary_code(error) is not None:  # an error of SQLite's, not of Python's decoding
             raise
+        store.text_factory = decode_text
+        with turn:
+            rows, size, rest = _read_rows(store, page)
     except sqlite3.DataError as error:
         raise StoreError(
             f"the row that is to be filled after audit_id {_last_readable(store, page)} is longer "
@@ -1276,20 +1351,28 @@ def read_page(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]
         ) from error
     finally:
         store.text_factory = decode_text
-    return _read_and_plan(store, page, version)
+    return Stretch([plan_row(row, version) for row in rows], size, rest)
 
 
-def _read_and_plan(store: sqlite3.Connection, page: Page, version: int) -> list[Plan]:
-    plans: list[Plan] = []
+def _read_rows(store: sqlite3.Connection, page: Page) -> tuple[list[Row], int, Page | None]:
+    rows: list[Row] = []
     size = 0
-    for row in store.execute(READ_PAGE, {"first": page.first, "last": page.last}):
-        if row[0] > page.last:
-            break
-        plans.append(plan_row(row, version))
-        size += plans[-1].size
-        if size >= PAGE_BYTES:
-            break
-    return plans
+    with closing(store.execute(READ_PAGE, {"first": page.first, "last": page.last})) as found:
+        for row in found:
+            if row[0] > page.last:
+                break
+            rows.append(row)
+            size += size_of(row[2])
+            if size >= PAGE_BYTES and row[0] < page.last:
+                return rows, size, page._replace(first=row[0] + 1)
+    return rows, size, None
+
+
+def size_of(payload: object) -> int:
+    """Return the bytes that a payload takes in memory: a letter that is not ASCII up to four."""
+    if isinstance(payload, str) and payload.isascii():
+        return len(payload)
+    return sys.getsizeof(payload)
 
 
 def _last_readable(store: sqlite3.Connection, page: Page) -> int:
@@ -1314,12 +1397,14 @@ def backfill_batch(
     has no outcome.
     """
     since = batch[0].data_version
-    if all(plan.values == NOTHING for plan in batch) and courtesy.nobody_came(since):
-        outcomes += batch
-        return
+    if all(plan.values == NOTHING for plan in batch):
+        courtesy.look_around()
+        if courtesy.unchanged(since):
+            outcomes += batch
+            return
     with courtesy.transaction():
-        unchanged = courtesy.nobody_came(since)
-        done = fill_at_once(store, batch, courtesy.update, unchanged=unchanged)
+        unchanged = courtesy.unchanged(since)
+        done = fill_at_once(store, batch, courtesy, unchanged=unchanged)
         if done is None and store.in_transaction:
             store.execute("ROLLBACK")
     if done is not None:
@@ -1329,7 +1414,7 @@ def backfill_batch(
 
 
 def fill_at_once(
-    store: sqlite3.Connection, batch: Sequence[Plan], update: str, *, unchanged: bool
+    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy, *, unchanged: bool
 ) -> list[Plan] | None:
     """Write rows; return what became of them, or None, with some written, if one is refused.
 
@@ -1337,11 +1422,16 @@ def fill_at_once(
     """
     cursor = store.cursor()
     try:
-        if unchanged:
-            to_write = [(*plan.values, plan.row[0]) for plan in batch if plan.values != NOTHING]
-            cursor.executemany(update, to_write)
+        if unchanged and courtesy.update_rows is not None:
+            written = (plan for plan in batch if plan.values != NOTHING)
+            parameters = [value for plan in written for value in (*plan.values, plan.row[0])]
+            width = 3 * courtesy.rows
+            for at in range(0, len(parameters), width):
+                part = parameters[at : at + width]
+                # There is no row with an audit_id that is NULL.
+                cursor.execute(courtesy.update_rows, part + [None] * (width - len(part)))
             return list(batch)
-        done = [fill_one(cursor, plan, update) for plan in batch]
+        done = [fill_one(cursor, plan, courtesy.update) for plan in batch]
         return [plan for plan in done if plan is not None]
     except sqlite3.Error as error:
         if is_nobodys_row(error):
@@ -1574,8 +1664,8 @@ def fill_rows(
     A dry run does the same without writing. Calls on_batch(outcomes) after each batch.
     Raises sqlite3.Error, StoreError, or Interrupted between two batches.
     """
-    plans = read_plans(store, summary, courtesy, patience)
-    while batch := take_batch(plans, summary.batch_size):
+    stretches = read_stretches(store, summary, courtesy, patience)
+    for batch in cut_into_batches(stretches, summary.batch_size):
         patience.check()
         outcomes: list[Plan] = []
         try:
@@ -1590,32 +1680,44 @@ def fill_rows(
             on_batch(outcomes)
 
 
-def take_batch(plans: Iterator[Plan], rows: int) -> list[Plan]:
-    """Take so many plans, or fewer where their payloads are large: those of BATCH_BYTES."""
+def cut_into_batches(stretches: Iterable[Stretch], rows: int) -> Iterator[list[Plan]]:
+    """Yield so many plans at a time, or fewer where their payloads are large: BATCH_BYTES."""
     batch: list[Plan] = []
     size = 0
-    for plan in plans:
-        batch.append(plan)
-        size += plan.size
-        if len(batch) >= rows or size >= BATCH_BYTES:
-            break
-    return batch
+    for stretch in stretches:
+        plans = stretch.plans
+        size += stretch.size
+        while plans:
+            room = rows - len(batch)
+            batch += plans[:room]
+            plans = plans[room:]
+            if len(batch) == rows or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], stretch.size if plans else 0
+    if batch:
+        yield batch
 
 
-def read_plans(
+def read_stretches(
     store: sqlite3.Connection, summary: Summary, courtesy: Courtesy, patience: Patience
-) -> Iterator[Plan]:
-    """Yield the plans of all rows to fill by ascending rowid; no read is open meanwhile."""
-    for page in summary.pages or []:
-        found, rest = 0, page
-        while page.open_rows and rest.first <= rest.last:
+) -> Iterator[Stretch]:
+    """Read all rows to fill by ascending rowid; `store` has no read open meanwhile."""
+    pages = [page for page in summary.pages or [] if page.open_rows]
+    for at, page in enumerate(pages):
+        found = 0
+        rest: Page | None = page
+        while rest is not None:
             patience.check()
-            plans = patience.wait(read_page, store, rest, courtesy.data_version)
-            found += len(plans)
-            yield from plans
-            if sum(plan.size for plan in plans) < PAGE_BYTES:  # it was read to its end
-                break
-            rest = rest._replace(first=plans[-1].audit_id + 1)
+            version = courtesy.data_version
+            stretch = courtesy.ahead.take(rest)
+            if stretch is None:
+                stretch = patience.wait(read_page, store, rest, version, nullcontext())
+            found += len(stretch.plans)
+            rest = stretch.rest
+            if courtesy.writes_at_once():
+                coming = pages[at + 1 : at + 1 + PAGES_AHEAD]
+                courtesy.ahead.begin(coming if rest is None else [rest, *coming], version)
+            yield stretch
         summary.gone += max(0, page.open_rows - found)
         summary.appeared += max(0, found - page.open_rows)
 
@@ -2287,7 +2389,7 @@ def fill_store(
     log.write([("INFO", f"begin: {format_start(options, path)}")])
     if network is not None:
         screen.note(f"note: {network}")
-    with opened(path, patience, read_only=options.dry_run) as (store, checkpointer):
+    with opened(path, patience, read_only=options.dry_run) as (store, reader):
         check_place(path, place)
         patience.wait(check_schema, store)
         before = patience.wait(moment_of, store)
@@ -2309,11 +2411,12 @@ def fill_store(
             screen.start("Counting", "rows")
             summary.pages = survey(store, patience, screen.update)
             screen.start("Dry run" if options.dry_run else "Filling", "rows")
-            with closing(Checkpoints(checkpointer, screen.held_up)) as checkpoints:
-                patience.before_stop = checkpoints.wait
-                courtesy = Courtesy(store, checkpoints, options.pause, patience)
+            with closing(ReadAhead(reader)) as ahead:
+                patience.before_stop = ahead.wait
+                rows = min(options.batch_size, ROWS_AT_ONCE)
+                courtesy = Courtesy(store, patience, ahead, pause=options.pause, rows=rows)
+                courtesy.on_held_up = screen.held_up
                 fill_rows(store, summary, courtesy, patience, show_batch)
-                checkpoints.wait()
             screen.update(summary.to_fill, summary.to_fill)
             if not options.dry_run:
                 screen.end()

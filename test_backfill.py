@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import io
 import itertools
 import json
@@ -480,7 +481,7 @@ class ExtractTimestampsTest(unittest.TestCase):
         for name, payload in NOT_JSON:
             with self.subTest(name):
                 self.assertEqual(self.extract(payload), (None, None))
-                self.assertTrue(backfill.extract_timestamps(payload, CREATED).malformed)
+                self.assertTrue(backfill.find_timestamps(payload, CREATED)[4])
 
     def test_the_reason_names_what_is_wrong_with_a_payload(self) -> None:
         for payload, words in (
@@ -491,7 +492,7 @@ class ExtractTimestampsTest(unittest.TestCase):
             (b"\xcc\x0f", "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"),
         ):
             with self.subTest(words):
-                self.assertEqual(backfill.extract_timestamps(payload, CREATED).malformed, words)
+                self.assertEqual(backfill.find_timestamps(payload, CREATED)[4], words)
 
     def test_the_bound_on_nesting_is_below_every_parsers(self) -> None:
         code = "import sys, test_backfill as t; t.backfill.extract_timestamps('[' * 10**6, None)"
@@ -515,17 +516,16 @@ class ExtractTimestampsTest(unittest.TestCase):
         self.assertEqual(self.extract(payload), ("2026-02-01T10:00:00.123457Z", CREATED))
 
     def test_it_says_which_field_each_value_came_from_and_which_was_passed_over(self) -> None:
-        found = backfill.extract_timestamps(json.dumps({"processed_at": DONE}), CREATED)
-        self.assertEqual(found.sources, ("created_at", "processed_at"))
-        self.assertEqual(found.passed_over, (None, None))
-        found = backfill.extract_timestamps("{}", None)
-        self.assertEqual(found.sources, (None, None))
-        payload = {"source_event_ts": "", "source_ts": "PST", "event_timestamp": DONE,
-                   "task_created_at": 7, "timestamp": None}  # fmt: skip
-        found = backfill.extract_timestamps(json.dumps(payload), CREATED)
-        self.assertEqual(found.sources, ("event_timestamp", "created_at"))
-        self.assertEqual(found.passed_over, ("source_event_ts", None))
-        self.assertEqual(found.unusable, ('""', None))
+        for payload, sources, passed_over, unusable in (
+            ({"processed_at": DONE}, ("created_at", "processed_at"), (None, None), (None, None)),
+            ({"source_event_ts": "", "source_ts": "PST", "event_timestamp": DONE,
+              "task_created_at": 7, "timestamp": None},
+             ("event_timestamp", "created_at"), ("source_event_ts", None), ('""', None)),
+        ):  # fmt: skip
+            _, *found, malformed = backfill.find_timestamps(json.dumps(payload), CREATED)
+            self.assertEqual(found, [sources, passed_over, unusable])
+            self.assertIsNone(malformed)
+        self.assertEqual(backfill.find_timestamps("{}", None)[1], (None, None))
 
     def test_whatever_it_finds_agentos_can_read_as_the_same_moment(self) -> None:
         chance = random.Random(3)
@@ -844,10 +844,10 @@ class RunTest(StoreTest):
         sizes = []
         read_page = backfill.read_page
 
-        def watch(*arguments: Any) -> list[backfill.Plan]:
-            plans = read_page(*arguments)
-            sizes.append(len(plans))
-            return plans
+        def watch(*arguments: Any) -> backfill.Stretch:
+            stretch = read_page(*arguments)
+            sizes.append(len(stretch.plans))
+            return stretch
 
         with (
             mock.patch.object(backfill, "PAGE_BYTES", 3 * len(large)),
@@ -1029,14 +1029,15 @@ class OtherWriterTest(StoreTest):
         theirs = "UPDATE task_audits SET task_id = 'x' WHERE audit_id = 9"
         for mode in ("delete", "wal"):
             for before, meanwhile, expected in (
-                ("", (), [True, True, True]),
-                (trigger, (), [False] * 3),
-                ("", (theirs,), [False, True, True]),
-                ("", (trigger,), [False] * 3),
+                ("", (), [True] * 4),
+                (trigger, (), [False] * 4),
+                # In WAL mode two pages were read ahead.
+                ("", (theirs,), [False, mode != "wal", mode != "wal", True]),
+                ("", (trigger,), [False] * 4),
             ):
                 with self.subTest(mode, before=before, meanwhile=meanwhile):
                     self.path.unlink(missing_ok=True)
-                    self.make([{}] * 9, journal_mode=mode, extra=before)
+                    self.make([{}] * 12, journal_mode=mode, extra=before)
                     fill_at_once = backfill.fill_at_once
                     seen: list[bool] = []
 
@@ -1050,7 +1051,7 @@ class OtherWriterTest(StoreTest):
                     ):
                         self.fill_after(*meanwhile)
                     self.assertEqual(seen, expected)
-                    self.assertEqual(self.columns(), [(EVENT, DONE)] * 9)
+                    self.assertEqual(self.columns(), [(EVENT, DONE)] * 12)
 
     def test_what_a_trigger_made_meanwhile_changes_is_filled_as_changed(self) -> None:
         self.make([{}] * 6)
@@ -1363,9 +1364,10 @@ class PlanTest(StoreTest):
 
     def plans(self) -> dict[str, list[str]]:
         with contextlib.closing(self.connect()) as store:
-            update = backfill.choose_update(store)
+            update, many = backfill.choose_updates(store, 1000)
             page = {"first": 0, "last": 0}
-            return {
+            plans = {} if many is None else {"many": backfill.plan_of(store, many, [None] * 3000)}
+            return plans | {
                 "count": backfill.plan_of(store, backfill.COUNT_PAGE, (0, 0, 0)),
                 "page": backfill.plan_of(store, backfill.READ_PAGE, page),
                 "row": backfill.plan_of(store, backfill.READ_ROW, (0,)),
@@ -1384,7 +1386,9 @@ class PlanTest(StoreTest):
                     self.make([*[{}] * 5, filled], extra=index)
                     if rows is not None:
                         self.set_statistics(rows)
-                    for name, steps in self.plans().items():
+                    plans = self.plans()
+                    self.assertEqual("many" in plans, rows != 1)
+                    for name, steps in plans.items():
                         if name in ("count", "page") and rows in (1, 2):
                             continue  # then it scans, and is refused
                         on_table = [step for step in steps if "task_audits" in step]
@@ -2387,119 +2391,51 @@ class RestTest(StoreTest):
             self.fill("--batch-size", 1)
         return counted.call_count
 
-    def test_checkpoints_come_by_the_time_of_writing(self) -> None:
-        for seconds, mode, expected in ((0.0, "wal", 6), (1e9, "wal", 0), (0.0, "delete", 0)):
+    def test_checkpoints_come_between_batches_by_the_time_of_writing(self) -> None:
+        for seconds, mode, expected in ((0.0, "wal", 5), (1e9, "wal", 0), (0.0, "delete", 0)):
             with (
                 self.subTest(seconds, mode=mode),
                 mock.patch.object(backfill, "CHECKPOINT_SECONDS", seconds),
             ):
                 self.assertEqual(self.checkpoints(mode), expected)
 
-    def test_a_batch_is_read_while_a_checkpoint_is_under_way_but_not_written(self) -> None:
-        self.make([{}] * 3 * backfill.PAGE_ROWS, journal_mode="wal")
-        checkpoint, read_page, lock = (
-            backfill.checkpoint, backfill.read_page, backfill.Courtesy._lock
-        )  # fmt: skip
-        read_on = threading.Event()
-        under_way: list[bool] = []
-
-        def slow(store: sqlite3.Connection) -> int:
-            under_way.append(True)
-            if len(under_way) < 3:  # after the last batch nothing is read
-                self.assertTrue(read_on.wait(30))
-            size = checkpoint(store)
-            under_way[-1] = False
-            return size
-
-        def reading(*arguments: Any) -> Any:
-            read_on.set()
-            return read_page(*arguments)
-
-        def locking(courtesy: Any, seconds: float) -> None:
-            self.assertNotIn(True, under_way)
-            lock(courtesy, seconds)
-            read_on.clear()
-
-        with (
-            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-            mock.patch.object(backfill, "checkpoint", slow),
-            mock.patch.object(backfill, "read_page", reading),
-            mock.patch.object(backfill.Courtesy, "_lock", locking),
-        ):
-            self.fill()
-        self.assertEqual(under_way, [False] * 3)
-
     def test_a_checkpoint_that_fails_ends_the_run(self) -> None:
         self.make([{}] * 4, journal_mode="wal")
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
         error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
-        for size, filled in ((1, 1), (4, 4)):  # the last one, too
-            with (
-                self.subTest(size),
-                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-                mock.patch.object(backfill, "checkpoint", side_effect=error),
-            ):
-                result = self.tool("--json", "--batch-size", size)
-                self.assertEqual((result.code, result.summary["filled"]), (1, filled))
-                self.assertIn("reading or writing it failed", result.err)
-            self.query("UPDATE task_audits SET source_event_ts = NULL")
-
-    def test_a_signal_is_the_end_that_counts_also_where_a_checkpoint_fails(self) -> None:
-        self.make([{}] * 4, journal_mode="wal")
-        write = backfill.backfill_batch
-
-        def signal_after(*arguments: Any) -> None:
-            write(*arguments)
-            signal.raise_signal(signal.SIGTERM)
-
-        for name in (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU"):  # an interrupted run keeps them
-            signum = getattr(signal, name)
-            self.addCleanup(signal.signal, signum, signal.getsignal(signum))
         with (
             mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-            mock.patch.object(backfill, "checkpoint", side_effect=sqlite3.OperationalError),
-            mock.patch.object(backfill, "backfill_batch", signal_after),
+            mock.patch.object(backfill, "checkpoint", side_effect=error),
         ):
             result = self.tool("--json", "--batch-size", 1)
-        self.assertEqual((result.code, result.summary["filled"]), (143, 1))
+        self.assertEqual((result.code, result.summary["filled"]), (1, 1))
+        self.assertIn("reading or writing it failed", result.err)
 
-    def test_where_no_thread_is_to_be_had_checkpoints_come_all_the_same(self) -> None:
-        refused = mock.Mock(side_effect=RuntimeError("can't start new thread"))
-        with (
-            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-            mock.patch.object(ThreadPoolExecutor, "submit", refused),
-        ):
-            self.assertEqual(self.checkpoints("wal"), 6)
+    def test_a_checkpoint_that_a_read_of_our_own_held_up_is_made_again_without_it(self) -> None:
+        self.make([{}] * 2, journal_mode="wal")
+        answers = iter([backfill.HELD_UP_BYTES, 0])
+        locked: list[bool] = []
 
-    def test_ctrl_z_waits_for_a_checkpoint_that_is_under_way(self) -> None:
-        self.make([{}], journal_mode="wal")
-        done: list[str] = []
+        def held_up(_store: sqlite3.Connection) -> int:
+            locked.append(ahead[0].turn.locked())
+            return next(answers)
 
-        def slow(_store: sqlite3.Connection) -> int:
-            time.sleep(0.2)
-            done.append("checkpoint")
-            return 0
+        ahead: list[backfill.ReadAhead] = []
+        begin = backfill.ReadAhead.begin
 
-        def stop(_signum: int) -> None:
-            done.append("stop")
-
-        write = backfill.backfill_batch
-
-        def stop_after(*arguments: Any) -> None:
-            write(*arguments)
-            patience = arguments[2]._patience
-            patience.stop_asked = True
-            patience.check()
+        def beginning(self: backfill.ReadAhead, *arguments: Any) -> None:
+            ahead.append(self)
+            begin(self, *arguments)
 
         with (
             mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-            mock.patch.object(backfill, "checkpoint", slow),
-            mock.patch.object(backfill, "backfill_batch", stop_after),
-            mock.patch.object(signal, "raise_signal", stop),
+            mock.patch.object(backfill, "checkpoint", held_up),
+            mock.patch.object(backfill.ReadAhead, "begin", beginning),
         ):
-            self.fill()
-        self.assertEqual(done, ["checkpoint", "stop"])
+            result = self.tool("--batch-size", 1)
+        self.assertEqual(locked, [False, True])
+        self.assertNotIn("-wal", result.err)
 
     def test_a_checkpoint_that_a_reader_holds_up_is_noted_once_with_its_size(self) -> None:
         self.make([{}] * 400, journal_mode="wal")
@@ -2518,6 +2454,183 @@ class RestTest(StoreTest):
         self.assertEqual(len(notes), 1)
 
 
+class ReadAheadTest(StoreTest):
+    """Pages are read in a thread while a batch is written, and all is as without it."""
+
+    def pages(self, *options: object, mode: str = "wal") -> dict[int, bool]:
+        """Run over five pages: whether each, by its first audit_id, was read in the thread."""
+        self.path.unlink(missing_ok=True)
+        self.make([{}] * 10, journal_mode=mode)
+        read_page = backfill.read_page
+        pages: dict[int, bool] = {}
+
+        def watch(store: sqlite3.Connection, page: backfill.Page, *arguments: Any) -> Any:
+            pages[page.first] = threading.current_thread() is not threading.main_thread()
+            return read_page(store, page, *arguments)
+
+        with (
+            mock.patch.object(backfill, "PAGE_ROWS", 2),
+            mock.patch.object(backfill, "read_page", watch),
+        ):
+            self.fill("--batch-size", 2, *options)
+        return pages
+
+    def test_all_but_the_first_page_are_read_ahead_where_that_keeps_nobody_waiting(self) -> None:
+        for mode, options, ahead in (
+            ("wal", (), True), ("delete", (), False), ("wal", ("--dry-run",), False),
+        ):  # fmt: skip
+            with self.subTest(mode, options=options):
+                pages = self.pages(*options, mode=mode)
+                self.assertEqual(pages, {1: False, 3: ahead, 5: ahead, 7: ahead, 9: ahead})
+
+    def test_where_batches_are_written_row_by_row_nothing_is_read_meanwhile(self) -> None:
+        backfill_batch = backfill.backfill_batch
+        for name, sql, ahead in (
+            ("nothing", "SELECT 1", True),
+            ("company", "UPDATE schema_version SET applied_at = 1", False),
+            ("a trigger", "CREATE TRIGGER IF NOT EXISTS t AFTER UPDATE ON task_audits "
+                          "BEGIN SELECT 1; END", False),
+        ):  # fmt: skip
+            waits: list[int] = []
+
+            def beside(*arguments: Any) -> None:
+                self.query(sql)  # noqa: B023
+                with mock.patch.object(backfill.ReadAhead, "wait") as wait:
+                    backfill_batch(*arguments)
+                waits.append(wait.call_count)  # noqa: B023
+
+            with (
+                self.subTest(name),
+                mock.patch.object(backfill, "backfill_batch", beside),
+                # Without company that lasts, a trigger is a reason of its own.
+                mock.patch.object(backfill, "COMPANY_SECONDS", 2.0 * (name == "company")),
+            ):
+                self.assertEqual(self.pages(), {1: False, 3: True, 5: True, 7: ahead, 9: ahead})
+                self.assertEqual(waits, [0 if ahead else 1] * 5)
+                self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
+
+    def test_where_an_update_of_many_rows_would_walk_the_table_it_is_one_by_one(self) -> None:
+        choose = backfill.choose_updates
+
+        def walking(store: sqlite3.Connection, rows: int) -> Any:
+            return choose(store, rows)[0], None
+
+        with (
+            mock.patch.object(backfill, "choose_updates", walking),
+            mock.patch.object(backfill, "fill_one", wraps=backfill.fill_one) as one_by_one,
+        ):
+            self.assertEqual(self.pages(), dict.fromkeys((1, 3, 5, 7, 9), False))
+        self.assertEqual(one_by_one.call_count, 10)
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
+
+    def test_no_read_is_open_during_a_commit(self) -> None:
+        self.make([{}] * 40, journal_mode="wal")
+        read_rows = backfill._read_rows
+        reading = threading.Event()
+        seen: list[bool] = []
+
+        def slow(store: sqlite3.Connection, page: backfill.Page) -> Any:
+            reading.set()
+            time.sleep(0.01)
+            found = read_rows(store, page)
+            reading.clear()
+            return found
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if sql == "COMMIT":
+                    seen.append(reading.is_set())
+                return super().execute(sql, *parameters)
+
+        connect = functools.partial(sqlite3.connect, factory=Connection)
+        with (
+            mock.patch.object(backfill, "PAGE_ROWS", 4),
+            mock.patch.object(backfill, "_read_rows", slow),
+            mock.patch.object(sqlite3, "connect", connect),
+        ):
+            self.fill("--batch-size", 2)
+        self.assertEqual(seen, [False] * 20)
+
+    def test_an_error_is_met_again_where_it_can_be_waited_for_or_told(self) -> None:
+        read_page = backfill.read_page
+        failed: list[int] = []
+
+        def fail(store: sqlite3.Connection, page: backfill.Page, *arguments: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                failed.append(page.first)
+                raise sqlite3.OperationalError("database is locked")
+            return read_page(store, page, *arguments)
+
+        with mock.patch.object(backfill, "read_page", fail):
+            pages = self.pages()
+        self.assertEqual(failed, [3, 5, 7, 9])
+        self.assertEqual(pages, dict.fromkeys((1, 3, 5, 7, 9), False))
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
+
+    def test_where_no_thread_is_to_be_had_all_is_read_between_two_batches(self) -> None:
+        refused = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+        with mock.patch.object(ThreadPoolExecutor, "submit", refused):
+            pages = self.pages()
+        self.assertEqual(pages, dict.fromkeys((1, 3, 5, 7, 9), False))
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
+
+    def test_no_more_than_two_pages_are_kept(self) -> None:
+        with contextlib.closing(backfill.ReadAhead(self.connect())) as ahead:
+            pages = [backfill.Page(1, first, first, 1, 1) for first in (1, 2, 3)]
+            with mock.patch.object(backfill, "read_page") as read:
+                ahead.begin(pages, 1)
+                ahead.begin(pages, 1)
+                ahead.wait()
+                self.assertEqual([call.args[1] for call in read.call_args_list], pages[:2])
+                self.assertIsNone(ahead.take(pages[2]))
+                self.assertIsNotNone(ahead.take(pages[0]))
+                self.assertIsNone(ahead.take(pages[0]))
+
+    def test_ctrl_z_waits_for_a_read_that_is_under_way(self) -> None:
+        done: list[str] = []
+        write = backfill.backfill_batch
+        read_rows = backfill._read_rows
+
+        def slow(store: sqlite3.Connection, page: backfill.Page) -> Any:
+            time.sleep(0.1 * (page.first == 3))
+            done.append(f"page {page.first}")
+            return read_rows(store, page)
+
+        def stop(_signum: int) -> None:
+            done.append("stop")
+
+        def stop_after(*arguments: Any) -> None:
+            write(*arguments)
+            if "stop" not in done:
+                patience = arguments[2]._patience
+                patience.stop_asked = True
+                patience.check()
+
+        with (
+            mock.patch.object(backfill, "_read_rows", slow),
+            mock.patch.object(backfill, "backfill_batch", stop_after),
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 1e9),
+            mock.patch.object(signal, "raise_signal", stop),
+        ):
+            self.pages()
+        self.assertEqual(done[:4], ["page 1", "page 3", "page 5", "stop"])
+
+    def test_it_leaves_pythons_switch_interval_as_it_was(self) -> None:
+        before = sys.getswitchinterval()
+        seen: list[float] = []
+        backfill_batch = backfill.backfill_batch
+
+        def watch(*arguments: Any) -> None:
+            seen.append(sys.getswitchinterval())
+            backfill_batch(*arguments)
+
+        with mock.patch.object(backfill, "backfill_batch", watch):
+            self.pages()
+            self.pages(mode="delete")
+        self.assertEqual(seen, [backfill.SWITCH_SECONDS] * 5 + [before] * 5)
+        self.assertEqual(sys.getswitchinterval(), before)
+
+
 class PromiseTest(unittest.TestCase):
     """The numbers that the manual's promises hang on: who changes one has measured it anew."""
 
@@ -2526,6 +2639,7 @@ class PromiseTest(unittest.TestCase):
             ("MOST_LEVELS", 500), ("MIGRATION", (0, 21)), ("LONGEST_PATH", 504),
             ("DEFAULT_BATCH_SIZE", 1000), ("DEFAULT_BUSY_TIMEOUT", 30.0),
             ("PAGE_ROWS", 1000), ("PAGE_BYTES", 4_000_000), ("BATCH_BYTES", 16_000_000),
+            ("PAGES_AHEAD", 2), ("SWITCH_SECONDS", 0.0005), ("ROWS_AT_ONCE", 1000),
             ("CACHE_KIB", 8_000), ("BACKUP_PAGES", 1000), ("PROBE_BYTES", 65_536),
             ("LOCK_SLICES", (0.1, 0.1, 0.2, 0.5, 1.0)), ("LOCK_PAUSE", 0.4),
             ("SLEEP_SLICE", 0.1), ("LONGEST_REST", 2.0), ("COMPANY_SECONDS", 2.0),
@@ -2619,7 +2733,7 @@ class TransactionTest(StoreTest):
                 store.execute("BEGIN EXCLUSIVE")
 
             courtesy = backfill.Courtesy(
-                store, backfill.Checkpoints(None, print), 0, backfill.Patience(0.3)
+                store, backfill.Patience(0.3), backfill.ReadAhead(None), pause=0, rows=1
             )
             with (
                 mock.patch.object(backfill.Courtesy, "_lock", lock),
@@ -5480,7 +5594,7 @@ class DocumentsTest(StoreTest):
             (payload,) = store.execute(
                 "SELECT payload FROM task_audits WHERE audit_id = ?", (audit_id,)
             ).fetchone()
-            self.assertTrue(backfill.extract_timestamps(payload, None).malformed)
+            self.assertTrue(backfill.find_timestamps(payload, None)[4])
 
     def test_both_ways_back_to_the_backup_do_what_the_manual_says(self) -> None:
         sample_store.make_store(self.path, rows=500)
