@@ -1387,7 +1387,8 @@ class PlanTest(StoreTest):
                     if rows is not None:
                         self.set_statistics(rows)
                     plans = self.plans()
-                    self.assertEqual("many" in plans, rows != 1)
+                    if rows != 2:  # there it depends on SQLite's version
+                        self.assertEqual("many" in plans, rows != 1)
                     for name, steps in plans.items():
                         if name in ("count", "page") and rows in (1, 2):
                             continue  # then it scans, and is refused
