@@ -338,7 +338,7 @@ PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it
 PAGE_BYTES = 4_000_000  # of payload that one read parses: the same
 BATCH_BYTES = 16_000_000  # of payload in a batch, which is kept until it is written
 PAGES_AHEAD = 2  # read in a thread while a batch is written
-SWITCH_SECONDS = 0.0005  # after which that thread gives Python's lock to the one that writes
+SWITCH_SECONDS = 0.0002  # after which that thread gives Python's lock to the one that writes
 ROWS_AT_ONCE = 1000  # written by one statement: three of SQLite's 32,766 variables each
 CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
@@ -452,14 +452,14 @@ def _read_payload(payload: object) -> dict[str, Any]:
                 "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"
             ) from None
     text = payload.strip(JSON_BLANKS) if isinstance(payload, str) else ""
-    if not text.strip(WHITE_SPACE):
-        return {}
     many = len(text) > MOST_LEVELS and text.count("{") + text.count("[") > MOST_LEVELS
     if many and _levels(text) > MOST_LEVELS:
         raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
     try:
         content, end = DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
+        if not text.strip(WHITE_SPACE):
+            return {}
         if text.startswith("\ufeff"):
             raise ValueError("it begins with a byte-order mark") from None
         raise ValueError(f"{error.msg} (character {error.pos})") from None
@@ -657,7 +657,7 @@ class Patience:
     def __init__(self, busy_timeout: float) -> None:
         self.busy_timeout = busy_timeout  # seconds
         self.on_wait: Callable[[float], None] | None = None  # is told the seconds left
-        self.before_stop: Callable[[], None] | None = None  # lets go of what is held
+        self.while_stopped: AbstractContextManager[object] = nullcontext()
         self.signum: int | None = None
         self.stop_asked = False
         self._stopped = 0.0
@@ -695,19 +695,15 @@ class Patience:
         self.stop_asked = True
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held.
-
-        Raises also what `before_stop` does.
-        """
+        """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held."""
         if self.stop_asked:
-            if self.before_stop is not None:
-                self.before_stop()
-            since = time.monotonic()
-            handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTSTP)
-            signal.signal(signal.SIGTSTP, handler)
-            self.stop_asked = False
-            self._stopped += time.monotonic() - since
+            with self.while_stopped:
+                since = time.monotonic()
+                handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGTSTP)
+                signal.signal(signal.SIGTSTP, handler)
+                self.stop_asked = False
+                self._stopped += time.monotonic() - since
         if self.signum is not None:
             raise Interrupted
 
@@ -1144,7 +1140,7 @@ class ReadAhead:
     def __init__(self, store: sqlite3.Connection | None) -> None:
         self._store = store
         self._begun: dict[Page, Future[Stretch]] = {}
-        self.turn = threading.Lock()  # the read's: who holds it lets none be open
+        self.turn = threading.RLock()  # the read's: while another thread holds it, none is open
         self._worker = None if store is None else ThreadPoolExecutor(1)
         try:  # now, where nothing is half done
             if self._worker is not None:
@@ -1173,7 +1169,7 @@ class ReadAhead:
         return None if begun is None or begun.exception() is not None else begun.result()
 
     def wait(self) -> None:
-        """Wait until no read is under way."""
+        """Wait until all that was begun is done."""
         wait(self._begun.values())
 
     def close(self) -> None:
@@ -1247,21 +1243,21 @@ class Courtesy:
         """
         self._rest()
         slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
-        self._patience.wait(lambda: self._lock(next(slices)))
-        locked_at = time.monotonic()
-        try:
-            self._look()
-            yield
-            if self._store.in_transaction:
-                # So that each read sees the last COMMIT, and none holds a checkpoint up.
-                with self.ahead.turn:
+        # After a checkpoint the WAL begins anew, if no read is open.
+        with nullcontext() if self._written else self.ahead.turn:
+            self._patience.wait(lambda: self._lock(next(slices)))
+            locked_at = time.monotonic()
+            try:
+                self._look()
+                yield
+                if self._store.in_transaction:
                     self._store.execute("COMMIT")
-        finally:
-            if self._store.in_transaction:
-                self._store.execute("ROLLBACK")
-            self._released = time.monotonic()
-            self._locked = self._released - locked_at
-            self._written += self._locked
+            finally:
+                if self._store.in_transaction:
+                    self._store.execute("ROLLBACK")
+                self._released = time.monotonic()
+                self._locked = self._released - locked_at
+                self._written += self._locked
 
     def _lock(self, seconds: float) -> None:
         self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
@@ -1314,7 +1310,7 @@ class Courtesy:
 
     def _checkpoint(self) -> None:
         size = checkpoint(self._store)
-        if size > 0:  # perhaps because a read of ours began at the same moment
+        if size > 0:  # perhaps because of a read of ours
             with self.ahead.turn:
                 size = checkpoint(self._store)
         if size >= HELD_UP_BYTES and not self._held_up:
@@ -2412,7 +2408,7 @@ def fill_store(
             summary.pages = survey(store, patience, screen.update)
             screen.start("Dry run" if options.dry_run else "Filling", "rows")
             with closing(ReadAhead(reader)) as ahead:
-                patience.before_stop = ahead.wait
+                patience.while_stopped = ahead.turn
                 rows = min(options.batch_size, ROWS_AT_ONCE)
                 courtesy = Courtesy(store, patience, ahead, pause=options.pause, rows=rows)
                 courtesy.on_held_up = screen.held_up

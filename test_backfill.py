@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import io
 import itertools
 import json
@@ -32,7 +31,7 @@ import threading
 import time
 import traceback
 import unittest
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -865,7 +864,8 @@ class RunTest(StoreTest):
             with self.subTest(size):
                 path = self.folder / f"{size}.db"
                 self.make(({"audit_id": audit_id} for audit_id in ids), path=path)
-                self.assertEqual(run("--db-path", path, "--batch-size", size).code, 0)
+                with mock.patch.object(backfill, "PAGE_BYTES", 10**6 if size > 1 else 1):
+                    self.assertEqual(run("--db-path", path, "--batch-size", size).code, 0)
                 self.assertEqual(self.columns(path), [(EVENT, DONE)] * len(ids))
 
     def test_a_table_of_many_pages_is_filled_to_its_last_row(self) -> None:
@@ -2302,6 +2302,19 @@ class LockTest(StoreTest):
         self.assertEqual(self.columns(), [(EVENT, DONE)])
 
 
+def is_held(lock: Any) -> bool:
+    """Whether this thread holds a lock that it could take again."""
+
+    def attempt() -> bool:
+        if lock.acquire(blocking=False):
+            lock.release()
+            return False
+        return True
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(attempt).result()
+
+
 class RestTest(StoreTest):
     """The manners towards other writers: when the run rests, and for how long."""
 
@@ -2419,7 +2432,7 @@ class RestTest(StoreTest):
         locked: list[bool] = []
 
         def held_up(_store: sqlite3.Connection) -> int:
-            locked.append(ahead[0].turn.locked())
+            locked.append(is_held(ahead[0].turn))
             return next(answers)
 
         ahead: list[backfill.ReadAhead] = []
@@ -2524,33 +2537,48 @@ class ReadAheadTest(StoreTest):
         self.assertEqual(one_by_one.call_count, 10)
         self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
 
-    def test_no_read_is_open_during_a_commit(self) -> None:
-        self.make([{}] * 40, journal_mode="wal")
+    def test_a_slow_read_does_not_hold_up_a_batch(self) -> None:
         read_rows = backfill._read_rows
-        reading = threading.Event()
-        seen: list[bool] = []
+        committed = threading.Event()
+        in_time: list[bool] = []
 
         def slow(store: sqlite3.Connection, page: backfill.Page) -> Any:
-            reading.set()
-            time.sleep(0.01)
-            found = read_rows(store, page)
-            reading.clear()
-            return found
+            if page.first == 5:
+                in_time.append(committed.wait(5))
+            return read_rows(store, page)
 
-        class Connection(sqlite3.Connection):
-            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-                if sql == "COMMIT":
-                    seen.append(reading.is_set())
-                return super().execute(sql, *parameters)
+        def on_batch(_summary: Any, outcomes: Sequence[backfill.Plan]) -> None:
+            if outcomes[-1].audit_id == 4:
+                committed.set()
 
-        connect = functools.partial(sqlite3.connect, factory=Connection)
         with (
-            mock.patch.object(backfill, "PAGE_ROWS", 4),
             mock.patch.object(backfill, "_read_rows", slow),
-            mock.patch.object(sqlite3, "connect", connect),
+            mock.patch.object(backfill.Summary, "add", on_batch),
+        ):
+            self.pages()
+        self.assertEqual(in_time, [True])
+
+    def test_after_a_checkpoint_the_wal_begins_anew_and_reads_wait_for_that(self) -> None:
+        read_rows = backfill._read_rows
+
+        def slow(store: sqlite3.Connection, page: backfill.Page) -> Any:
+            rows = read_rows(store, page)
+            if threading.current_thread() is not threading.main_thread():
+                store.execute("BEGIN")
+                store.execute("SELECT 1 FROM task_audits").fetchone()
+                time.sleep(0.01)
+                store.execute("ROLLBACK")
+            return rows
+
+        self.make([{"payload": SOUND + " " * 3000}] * 60, journal_mode="wal")
+        self.connect().execute("SELECT count(*) FROM task_audits").fetchall()
+        with (
+            mock.patch.object(backfill, "PAGE_ROWS", 2),
+            mock.patch.object(backfill, "_read_rows", slow),
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
         ):
             self.fill("--batch-size", 2)
-        self.assertEqual(seen, [False] * 20)
+        self.assertLess(Path(f"{self.path}-wal").stat().st_size, 30 * 4096)
 
     def test_an_error_is_met_again_where_it_can_be_waited_for_or_told(self) -> None:
         read_page = backfill.read_page
@@ -2587,34 +2615,43 @@ class ReadAheadTest(StoreTest):
                 self.assertIsNotNone(ahead.take(pages[0]))
                 self.assertIsNone(ahead.take(pages[0]))
 
-    def test_ctrl_z_waits_for_a_read_that_is_under_way(self) -> None:
-        done: list[str] = []
-        write = backfill.backfill_batch
-        read_rows = backfill._read_rows
+    def test_ctrl_z_waits_until_no_read_is_open_and_none_begins(self) -> None:
+        read_rows, write = backfill._read_rows, backfill.backfill_batch
+        begun, stopped = threading.Event(), threading.Event()
+        open_reads: list[int] = []
+        seen: list[list[int]] = []
 
         def slow(store: sqlite3.Connection, page: backfill.Page) -> Any:
-            time.sleep(0.1 * (page.first == 3))
-            done.append(f"page {page.first}")
-            return read_rows(store, page)
+            open_reads.append(page.first)
+            begun.set()
+            if threading.current_thread() is not threading.main_thread():
+                stopped.wait(0.1)
+            rows = read_rows(store, page)
+            open_reads.remove(page.first)
+            return rows
 
         def stop(_signum: int) -> None:
-            done.append("stop")
+            for _ in range(2):
+                seen.append([*open_reads])
+                time.sleep(0.05)
+            stopped.set()
 
         def stop_after(*arguments: Any) -> None:
-            write(*arguments)
-            if "stop" not in done:
-                patience = arguments[2]._patience
+            patience = arguments[2]._patience
+            if not seen:
+                self.assertTrue(begun.wait(30))
                 patience.stop_asked = True
                 patience.check()
+            write(*arguments)
 
         with (
             mock.patch.object(backfill, "_read_rows", slow),
             mock.patch.object(backfill, "backfill_batch", stop_after),
-            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 1e9),
             mock.patch.object(signal, "raise_signal", stop),
         ):
             self.pages()
-        self.assertEqual(done[:4], ["page 1", "page 3", "page 5", "stop"])
+        self.assertEqual(seen, [[], []])
+        self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
 
     def test_it_leaves_pythons_switch_interval_as_it_was(self) -> None:
         before = sys.getswitchinterval()
@@ -2622,7 +2659,7 @@ class ReadAheadTest(StoreTest):
         backfill_batch = backfill.backfill_batch
 
         def watch(*arguments: Any) -> None:
-            seen.append(sys.getswitchinterval())
+            seen.append(round(sys.getswitchinterval(), 6))
             backfill_batch(*arguments)
 
         with mock.patch.object(backfill, "backfill_batch", watch):
@@ -2640,7 +2677,7 @@ class PromiseTest(unittest.TestCase):
             ("MOST_LEVELS", 500), ("MIGRATION", (0, 21)), ("LONGEST_PATH", 504),
             ("DEFAULT_BATCH_SIZE", 1000), ("DEFAULT_BUSY_TIMEOUT", 30.0),
             ("PAGE_ROWS", 1000), ("PAGE_BYTES", 4_000_000), ("BATCH_BYTES", 16_000_000),
-            ("PAGES_AHEAD", 2), ("SWITCH_SECONDS", 0.0005), ("ROWS_AT_ONCE", 1000),
+            ("PAGES_AHEAD", 2), ("SWITCH_SECONDS", 0.0002), ("ROWS_AT_ONCE", 1000),
             ("CACHE_KIB", 8_000), ("BACKUP_PAGES", 1000), ("PROBE_BYTES", 65_536),
             ("LOCK_SLICES", (0.1, 0.1, 0.2, 0.5, 1.0)), ("LOCK_PAUSE", 0.4),
             ("SLEEP_SLICE", 0.1), ("LONGEST_REST", 2.0), ("COMPANY_SECONDS", 2.0),

@@ -62,6 +62,13 @@ BARE_UPDATE = """
 PAIR_UPDATE = """
     UPDATE task_audits SET source_event_ts = ?, supervisor_processed_at = ? WHERE audit_id = ?
 """
+# The tool as a script runs it, but without the thread.
+WITHOUT_THREAD = """
+import gc, sys, backfill_audit_decision_fields as backfill
+gc.disable()
+backfill.PAGES_AHEAD = 0
+sys.exit(backfill.main())
+"""
 # The same candidates for sqlite-utils, which hands over the payload alone, without created_at.
 CONVERT = f"""
 import json
@@ -196,6 +203,16 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
         elapsed: float = run_tool(path)[0]["elapsed_seconds"]
         return elapsed
 
+    def tool_without_thread(path: Path) -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_THREAD, "--db-path", path, "--json", "--quiet"],
+            stdout=subprocess.PIPE,
+            check=True,
+            cwd=TOOL.parent,
+        )
+        elapsed: float = json.loads(done.stdout)["elapsed_seconds"]
+        return elapsed
+
     def bare(path: Path) -> float:
         return seconds(lambda: sqlite_shell(path, BARE_UPDATE))
 
@@ -225,6 +242,7 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
 
     ways: dict[str, Callable[[Path], float]] = {
         "the tool": tool,
+        "the same, reading nothing ahead": tool_without_thread,
         "bare UPDATE, all at once": bare,
         "bare UPDATE, in batches": bare_in_batches,
         "write floor": floor,
