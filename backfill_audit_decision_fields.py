@@ -55,7 +55,8 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -337,7 +338,7 @@ DEFAULT_BUSY_TIMEOUT = 30.0
 PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
 PAGE_BYTES = 4_000_000  # of payload that one read parses: the same
 BATCH_BYTES = 16_000_000  # of payload in a batch, which is kept until it is written
-PAGES_AHEAD = 2  # read in a thread while a batch is written
+PAGES_AHEAD = 2  # or parts of large ones, read in a thread while a batch is written
 SWITCH_SECONDS = 0.0002  # after which that thread gives Python's lock to the one that writes
 ROWS_AT_ONCE = 1000  # written by one statement: three of SQLite's 32,766 variables each
 CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
@@ -542,7 +543,7 @@ class Plan(NamedTuple):
     kind: Kind
     unusable: Pair  # the texts of the fields in kind.passed_over
     reason: str | None  # more words for kind.left_null
-    data_version: int  # of the store, before the row was read
+    data_version: int  # of the store, when we last looked before the row was read
 
     @property
     def audit_id(self) -> int:
@@ -558,8 +559,8 @@ class Plan(NamedTuple):
 def plan_row(row: Row, data_version: int = 0) -> Plan:
     """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
 
-    `row` has at least one NULL, and bytes for text that is not UTF-8. `data_version` is the
-    store's before it was read.
+    `row` has at least one NULL, and bytes for text that is not UTF-8. `data_version` is that of
+    the plan; a row that is read and written under one lock needs none.
     """
     _audit_id, _event_type, payload, created_at, first, second = row
     stood = first if second is None else second
@@ -1135,24 +1136,29 @@ class ReadAhead:
     The two go on side by side, because SQLite writes a batch without Python's lock. `store`
     is a connection of its own, None where nothing is to be read ahead: with a rollback
     journal a read would keep the COMMIT waiting.
+
+    `turn` is held while a read is open, or to keep one from being opened; never call take()
+    or finish() with it.
     """
 
     def __init__(self, store: sqlite3.Connection | None) -> None:
+        self.turn = threading.RLock()
         self._store = store
         self._begun: dict[Page, Future[Stretch]] = {}
-        self.turn = threading.RLock()  # the read's: while another thread holds it, none is open
-        self._worker = None if store is None else ThreadPoolExecutor(1)
-        try:  # now, where nothing is half done
-            if self._worker is not None:
-                self._worker.submit(int)
-        except RuntimeError:  # no thread is to be had
-            self._worker = None
+        self._worker: ThreadPoolExecutor | None = None
         self._switch_seconds = sys.getswitchinterval()
-        if self._worker is not None:
-            sys.setswitchinterval(SWITCH_SECONDS)
+        if store is not None and sqlite3.threadsafety > 0:
+            with suppress(RuntimeError):  # no thread is to be had
+                worker = ThreadPoolExecutor(1)
+                worker.submit(int)  # starts it now, where nothing is half done
+                self._worker = worker
+                sys.setswitchinterval(SWITCH_SECONDS)
 
     def begin(self, pages: Iterable[Page], version: int) -> None:
-        """Begin to read pages, as far as there is room; `version` is the data_version now."""
+        """Begin to read pages, as far as there is room.
+
+        `version` is the store's data_version when we last looked; it may have moved since.
+        """
         if self._worker is not None and self._store is not None:
             for page in pages:
                 if page not in self._begun and len(self._begun) < PAGES_AHEAD:
@@ -1168,9 +1174,9 @@ class ReadAhead:
         begun = self._begun.pop(page, None)
         return None if begun is None or begun.exception() is not None else begun.result()
 
-    def wait(self) -> None:
-        """Wait until all that was begun is done."""
-        wait(self._begun.values())
+    def finish(self) -> None:
+        """Wait until all that was begun is read and planned."""
+        futures.wait(self._begun.values())
 
     def close(self) -> None:
         """End the thread."""
@@ -1208,8 +1214,9 @@ class Courtesy:
     """Opens transactions, with a rest before each, so that other processes get their turn.
 
     Knows, too, whether others committed, and with what statements rows are filled since then:
-    `update` fills one, `update_rows` so many as `rows`. `on_held_up` is called with the size
-    of the -wal in bytes where another process's open read holds a checkpoint up.
+    `update` fills one, `update_rows` up to `rows`, what is left of its parameters being NULL.
+    `on_held_up` is called once, with the size of the -wal in bytes, where another process's
+    open read holds a checkpoint up.
     """
 
     def __init__(
@@ -1227,7 +1234,6 @@ class Courtesy:
         self._pause = pause
         self.rows = rows
         self.on_held_up: Callable[[int], None] | None = None
-        self._held_up = False
         self._company_until = self._released = -math.inf
         self._locked = self._written = 0.0  # seconds
         self._is_wal = patience.wait(fetch, store, "PRAGMA journal_mode") == ("wal",)
@@ -1241,10 +1247,11 @@ class Courtesy:
         With a rollback journal a COMMIT waits for readers while it keeps new ones out.
         EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
         """
+        checkpointed = self.bound_wal()
         self._rest()
         slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
         # After a checkpoint the WAL begins anew, if no read is open.
-        with nullcontext() if self._written else self.ahead.turn:
+        with self.ahead.turn if checkpointed else nullcontext():
             self._patience.wait(lambda: self._lock(next(slices)))
             locked_at = time.monotonic()
             try:
@@ -1263,17 +1270,21 @@ class Courtesy:
         self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
         self._store.execute("BEGIN EXCLUSIVE")
 
-    def writes_at_once(self) -> bool:
-        """Whether batches go in one step now, and not row by row, which a thread would hold up.
+    def may_read_ahead(self) -> bool:
+        """Whether a batch will go in one statement, which alone a thread does not hold up.
 
-        In company they do not; and there reading is a part of the rest that others need.
+        In company it hardly does; and there reading is a part of the rest that others need.
         """
         alone = time.monotonic() >= self._company_until
         return alone and not self._has_triggers and self.update_rows is not None
 
-    def unchanged(self, since: int) -> bool:
-        """Whether no row had changed, when we last looked, since `data_version` was this."""
-        return since == self.data_version and not self._has_triggers
+    def unchanged(self, batch: Iterable[Plan]) -> bool:
+        """Whether no row had changed, when we last looked, since it was read.
+
+        Rows that were read ahead may have been read before those in front of them.
+        """
+        read_at = {plan.data_version for plan in batch}
+        return read_at == {self.data_version} and not self._has_triggers
 
     @property
     def data_version(self) -> int:
@@ -1296,27 +1307,28 @@ class Courtesy:
         self._has_triggers = bool(triggers_of(self._store))
         self.update, self.update_rows = choose_updates(self._store, self.rows)
 
+    def bound_wal(self) -> bool:
+        """Checkpoint if it is time; return whether it was. Raises sqlite3.Error or Interrupted."""
+        if not self._is_wal or self._written <= CHECKPOINT_SECONDS:
+            return False
+        self._written = 0.0
+        size = self._patience.wait(checkpoint, self._store)
+        if size > 0:  # perhaps because of a read of ours
+            with self.ahead.turn:
+                size = self._patience.wait(checkpoint, self._store)
+        if size >= HELD_UP_BYTES and self.on_held_up is not None:
+            self.on_held_up(size)
+            self.on_held_up = None
+        return True
+
     def _rest(self) -> None:
-        """Checkpoint when it is time, and wait until others have had their share."""
-        if self._is_wal and self._written > CHECKPOINT_SECONDS:
-            self._written = 0.0
-            self._patience.wait(self._checkpoint)
+        """Wait until others have had their share."""
         self.look_around()
-        if not self.writes_at_once():
-            self.ahead.wait()
+        if not self.may_read_ahead():
+            self.ahead.finish()
         now = time.monotonic()
         rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
         self._patience.sleep(self._pause * (self._locked > 0) + rest)
-
-    def _checkpoint(self) -> None:
-        size = checkpoint(self._store)
-        if size > 0:  # perhaps because of a read of ours
-            with self.ahead.turn:
-                size = checkpoint(self._store)
-        if size >= HELD_UP_BYTES and not self._held_up:
-            self._held_up = True
-            if self.on_held_up is not None:
-                self.on_held_up(size)
 
 
 def read_page(
@@ -1325,10 +1337,9 @@ def read_page(
     version: int,
     turn: AbstractContextManager[object],
 ) -> Stretch:
-    """Read and plan the open rows of a page; `version` is the data_version before.
+    """Read and plan the open rows of a page; `version` and `turn` are ReadAhead's.
 
-    A read is open only within `turn`. SQLite's own decoding is the fast one; where a text
-    is not UTF-8 the page is read again.
+    SQLite's own decoding is the fast one; where a text is not UTF-8 the page is read again.
     """
     store.text_factory = str
     try:
@@ -1392,15 +1403,13 @@ def backfill_batch(
     be written, Interrupted where a signal came while it was locked. A row that is open no more
     has no outcome.
     """
-    since = batch[0].data_version
     if all(plan.values == NOTHING for plan in batch):
         courtesy.look_around()
-        if courtesy.unchanged(since):
+        if courtesy.unchanged(batch):
             outcomes += batch
             return
     with courtesy.transaction():
-        unchanged = courtesy.unchanged(since)
-        done = fill_at_once(store, batch, courtesy, unchanged=unchanged)
+        done = fill_at_once(store, batch, courtesy)
         if done is None and store.in_transaction:
             store.execute("ROLLBACK")
     if done is not None:
@@ -1410,21 +1419,17 @@ def backfill_batch(
 
 
 def fill_at_once(
-    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy, *, unchanged: bool
+    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy
 ) -> list[Plan] | None:
-    """Write rows; return what became of them, or None, with some written, if one is refused.
-
-    `unchanged` says that no row can have been changed since it was planned.
-    """
+    """Write rows; return what became of them, or None, with some written, if one is refused."""
     cursor = store.cursor()
     try:
-        if unchanged and courtesy.update_rows is not None:
+        if courtesy.update_rows is not None and courtesy.unchanged(batch):
             written = (plan for plan in batch if plan.values != NOTHING)
             parameters = [value for plan in written for value in (*plan.values, plan.row[0])]
             width = 3 * courtesy.rows
             for at in range(0, len(parameters), width):
                 part = parameters[at : at + width]
-                # There is no row with an audit_id that is NULL.
                 cursor.execute(courtesy.update_rows, part + [None] * (width - len(part)))
             return list(batch)
         done = [fill_one(cursor, plan, courtesy.update) for plan in batch]
@@ -1598,7 +1603,9 @@ class Summary:
 
     @property
     def coverage_before(self) -> float | None:
-        return None if self.pages is None else percent(self.already_filled, self.supervisor_rows)
+        if self.pages is None:
+            return None
+        return percent(self.already_filled, sum(page.supervisor_rows for page in self.pages))
 
     @property
     def coverage_after(self) -> float | None:
@@ -1697,25 +1704,25 @@ def cut_into_batches(stretches: Iterable[Stretch], rows: int) -> Iterator[list[P
 def read_stretches(
     store: sqlite3.Connection, summary: Summary, courtesy: Courtesy, patience: Patience
 ) -> Iterator[Stretch]:
-    """Read all rows to fill by ascending rowid; `store` has no read open meanwhile."""
+    """Read all rows to fill by ascending rowid; while one is yielded, `store` has no read open."""
     pages = [page for page in summary.pages or [] if page.open_rows]
     for at, page in enumerate(pages):
-        found = 0
+        expected = page.open_rows
         rest: Page | None = page
         while rest is not None:
             patience.check()
             version = courtesy.data_version
             stretch = courtesy.ahead.take(rest)
             if stretch is None:
-                stretch = patience.wait(read_page, store, rest, version, nullcontext())
-            found += len(stretch.plans)
-            rest = stretch.rest
-            if courtesy.writes_at_once():
+                stretch = patience.wait(read_page, store, rest, version, courtesy.ahead.turn)
+            found, rest = len(stretch.plans), stretch.rest
+            summary.appeared += max(0, found - expected)
+            expected = max(0, expected - found)
+            if courtesy.may_read_ahead():
                 coming = pages[at + 1 : at + 1 + PAGES_AHEAD]
                 courtesy.ahead.begin(coming if rest is None else [rest, *coming], version)
             yield stretch
-        summary.gone += max(0, page.open_rows - found)
-        summary.appeared += max(0, found - page.open_rows)
+        summary.gone += expected
 
 
 def check_result(
@@ -2413,6 +2420,7 @@ def fill_store(
                 courtesy = Courtesy(store, patience, ahead, pause=options.pause, rows=rows)
                 courtesy.on_held_up = screen.held_up
                 fill_rows(store, summary, courtesy, patience, show_batch)
+                courtesy.bound_wal()
             screen.update(summary.to_fill, summary.to_fill)
             if not options.dry_run:
                 screen.end()

@@ -1038,20 +1038,46 @@ class OtherWriterTest(StoreTest):
                 with self.subTest(mode, before=before, meanwhile=meanwhile):
                     self.path.unlink(missing_ok=True)
                     self.make([{}] * 12, journal_mode=mode, extra=before)
-                    fill_at_once = backfill.fill_at_once
+                    look = backfill.Courtesy.unchanged
                     seen: list[bool] = []
 
-                    def watch(*arguments: Any, unchanged: bool) -> Any:
-                        seen.append(unchanged)  # noqa: B023
-                        return fill_at_once(*arguments, unchanged=unchanged)  # noqa: B023
+                    def watch(*arguments: Any) -> bool:
+                        seen.append(look(*arguments))  # noqa: B023
+                        return seen[-1]  # noqa: B023
 
                     with (
-                        mock.patch.object(backfill, "fill_at_once", watch),
+                        mock.patch.object(backfill.Courtesy, "unchanged", watch),
                         mock.patch.object(backfill, "PAGE_ROWS", 3),
                     ):
                         self.fill_after(*meanwhile)
                     self.assertEqual(seen, expected)
                     self.assertEqual(self.columns(), [(EVENT, DONE)] * 12)
+
+    def test_a_batch_of_rows_that_were_read_at_two_moments_is_compared(self) -> None:
+        large = json.dumps({"source_ts": EVENT, "timestamp": DONE, "filler": "x" * 1000})
+        later = json.dumps({"source_ts": CREATED, "processed_at": CREATED, "filler": "x" * 1000})
+        theirs = [
+            f"UPDATE task_audits SET payload = '{later}' WHERE audit_id = 11",
+            "DELETE FROM task_audits WHERE audit_id = 12",
+            "UPDATE task_audits SET event_type = 'OTHER' WHERE audit_id = 13",
+            "UPDATE task_audits SET source_event_ts = '2026-01-01 00:00:00' WHERE audit_id = 14",
+        ]
+        for mode in ("wal", "delete"):
+            with self.subTest(mode):
+                self.path.unlink(missing_ok=True)
+                self.make([{"payload": large}] * 20, journal_mode=mode)
+                # Of the first page only a part is read at first; the second is read ahead.
+                with (
+                    mock.patch.object(backfill, "PAGE_ROWS", 10),
+                    mock.patch.object(backfill, "PAGE_BYTES", 3 * len(large)),
+                ):
+                    summary = self.fill_after(*theirs)
+                self.assertEqual((summary["filled"], summary["gone"]), (18, 2))
+                self.assertEqual(
+                    self.columns()[10:14],
+                    [(CREATED, CREATED), (None, None),
+                     ("2026-01-01 00:00:00", DONE.replace("Z", "")), (EVENT, DONE)],
+                )  # fmt: skip
 
     def test_what_a_trigger_made_meanwhile_changes_is_filled_as_changed(self) -> None:
         self.make([{}] * 6)
@@ -1197,19 +1223,35 @@ class OtherWriterTest(StoreTest):
         self.assertEqual((summary["to_fill"], summary["filled"], summary["gone"]), (5, 3, 2))
         self.assertEqual(summary["coverage_after_pct"], 100.0)
 
-    def test_a_row_that_appears_among_those_to_fill_is_filled_and_counted(self) -> None:
-        self.make([{}, {"source_event_ts": "x", "supervisor_processed_at": "y"}])
+    def test_rows_that_appear_among_those_to_fill_are_counted_at_every_moment(self) -> None:
+        self.make([{}] * 2 + [{"source_event_ts": "x", "supervisor_processed_at": "y"}] * 2)
         other = self.connect()
-        survey = backfill.survey
+        survey, write = backfill.survey, backfill.backfill_batch
+        batches: list[object] = []
 
         def survey_and_empty(*arguments: Any) -> list[backfill.Page]:
             result = survey(*arguments)
-            other.execute("UPDATE task_audits SET source_event_ts = NULL WHERE audit_id = 2")
+            other.execute("UPDATE task_audits SET source_event_ts = NULL")
             return result
 
+        def stop(*arguments: Any) -> None:
+            write(*arguments)
+            batches.append(arguments)
+            if len(batches) == 3:
+                raise backfill.Interrupted
+
+        with (
+            mock.patch.object(backfill, "survey", survey_and_empty),
+            mock.patch.object(backfill, "backfill_batch", stop),
+        ):
+            summary = self.tool("--json", "--batch-size", 1).summary
+        self.assertEqual(summary["coverage_before_pct"], 50.0)
+        figures = [summary[name] for name in ("to_fill", "filled", "gone", "coverage_after_pct")]
+        self.assertEqual(figures[:3], [4, 3, 0])
+        self.assertLessEqual(figures[3], 100.0)
         with mock.patch.object(backfill, "survey", survey_and_empty):
             summary = self.fill()
-        self.assertEqual((summary["to_fill"], summary["filled"], summary["gone"]), (2, 2, 0))
+        self.assertEqual([summary[name] for name in ("to_fill", "filled", "gone")], [4, 4, 0])
 
     def test_what_a_trigger_does_to_a_later_row_of_the_batch_stays(self) -> None:
         self.make(
@@ -2405,8 +2447,8 @@ class RestTest(StoreTest):
             self.fill("--batch-size", 1)
         return counted.call_count
 
-    def test_checkpoints_come_between_batches_by_the_time_of_writing(self) -> None:
-        for seconds, mode, expected in ((0.0, "wal", 5), (1e9, "wal", 0), (0.0, "delete", 0)):
+    def test_checkpoints_come_after_batches_by_the_time_of_writing(self) -> None:
+        for seconds, mode, expected in ((0.0, "wal", 6), (1e9, "wal", 0), (0.0, "delete", 0)):
             with (
                 self.subTest(seconds, mode=mode),
                 mock.patch.object(backfill, "CHECKPOINT_SECONDS", seconds),
@@ -2418,13 +2460,16 @@ class RestTest(StoreTest):
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
         error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
-        with (
-            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
-            mock.patch.object(backfill, "checkpoint", side_effect=error),
-        ):
-            result = self.tool("--json", "--batch-size", 1)
-        self.assertEqual((result.code, result.summary["filled"]), (1, 1))
-        self.assertIn("reading or writing it failed", result.err)
+        for size, filled in ((1, 1), (4, 4)):  # the last one, too
+            with (
+                self.subTest(size),
+                mock.patch.object(backfill, "CHECKPOINT_SECONDS", 0.0),
+                mock.patch.object(backfill, "checkpoint", side_effect=error),
+            ):
+                result = self.tool("--json", "--batch-size", size)
+                self.assertEqual((result.code, result.summary["filled"]), (1, filled))
+                self.assertIn("reading or writing it failed", result.err)
+            self.query("UPDATE task_audits SET source_event_ts = NULL")
 
     def test_a_checkpoint_that_a_read_of_our_own_held_up_is_made_again_without_it(self) -> None:
         self.make([{}] * 2, journal_mode="wal")
@@ -2447,7 +2492,7 @@ class RestTest(StoreTest):
             mock.patch.object(backfill, "checkpoint", held_up),
             mock.patch.object(backfill.ReadAhead, "begin", beginning),
         ):
-            result = self.tool("--batch-size", 1)
+            result = self.tool("--batch-size", 2)
         self.assertEqual(locked, [False, True])
         self.assertNotIn("-wal", result.err)
 
@@ -2509,7 +2554,7 @@ class ReadAheadTest(StoreTest):
 
             def beside(*arguments: Any) -> None:
                 self.query(sql)  # noqa: B023
-                with mock.patch.object(backfill.ReadAhead, "wait") as wait:
+                with mock.patch.object(backfill.ReadAhead, "finish") as wait:
                     backfill_batch(*arguments)
                 waits.append(wait.call_count)  # noqa: B023
 
@@ -2609,7 +2654,7 @@ class ReadAheadTest(StoreTest):
             with mock.patch.object(backfill, "read_page") as read:
                 ahead.begin(pages, 1)
                 ahead.begin(pages, 1)
-                ahead.wait()
+                ahead.finish()
                 self.assertEqual([call.args[1] for call in read.call_args_list], pages[:2])
                 self.assertIsNone(ahead.take(pages[2]))
                 self.assertIsNotNone(ahead.take(pages[0]))
