@@ -2162,6 +2162,25 @@ class LiveTest(ProcessTest):
         self.assertEqual(result.summary["filled"], 0)
         self.assertEqual(set(self.columns()), {(None, None)})
 
+    def test_a_signal_ends_a_run_after_the_batch_at_hand_also_within_a_page(self) -> None:
+        self.make([{}] * 9)
+        write = backfill.backfill_batch
+
+        def signal_in_the_second(*arguments: Any) -> None:
+            if arguments[1][0].audit_id == 2:
+                signal.raise_signal(signal.SIGTERM)
+            write(*arguments)
+
+        for name in (*backfill.INTERRUPTS, "SIGTSTP", "SIGTTOU"):  # an interrupted run keeps them
+            signum = getattr(signal, name)
+            self.addCleanup(signal.signal, signum, signal.getsignal(signum))
+        with (
+            mock.patch.object(backfill, "backfill_batch", signal_in_the_second),
+            mock.patch.object(backfill, "choose_rest", return_value=0.0),
+        ):
+            result = self.tool("--json", "--batch-size", 1)
+        self.assertEqual((result.code, result.summary["filled"]), (143, 2))
+
     def test_a_signal_ends_the_wait_for_a_lock(self) -> None:
         self.make([{}])
         other = self.connect()
@@ -2599,6 +2618,7 @@ class ReadAheadTest(StoreTest):
         with (
             mock.patch.object(backfill, "_read_rows", slow),
             mock.patch.object(backfill.Summary, "add", on_batch),
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 1e9),
         ):
             self.pages()
         self.assertEqual(in_time, [True])
@@ -4318,6 +4338,20 @@ class LogFileTest(MachineTest):
         finally:
             os.close(reader)
 
+    def test_a_pipe_that_is_read_slowly_gets_the_whole_record(self) -> None:
+        self.path.unlink()
+        self.make([{"payload": MALFORMED}] * 3000)
+        os.mkfifo(self.log)
+        reader = os.open(self.log, os.O_RDONLY | os.O_NONBLOCK)
+        process = self.launch("--json", "--log-file", self.log, prepared="")
+        time.sleep(0.5)
+        os.set_blocking(reader, True)
+        lines = read_all(reader).decode().splitlines()
+        os.close(reader)
+        result = self.end(process)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(len(lines), 3002)
+
     @unittest.skipUnless(FULL.exists(), "this system has no /dev/full")
     def test_a_full_disk_behind_it_is_said_before_anything_is_written(self) -> None:
         before = self.path.read_bytes()
@@ -4644,7 +4678,7 @@ class CauseTest(MachineTest):
                 if mode == "delete" and options:
                     self.assertEqual(result.code, 0, result.err)
                 else:
-                    words = r"limit of file sizes \(ulimit -f\)"
+                    words = r"limit of file sizes \(ulimit -f\).*; File too large\)"
                     self.assert_failed(result, words, "shared memory|copy all")
                 self.assert_open(path)
 
