@@ -2474,6 +2474,22 @@ class RestTest(StoreTest):
             ):
                 self.assertEqual(self.checkpoints(mode), expected)
 
+    def test_the_time_of_writing_is_counted_anew_after_a_checkpoint(self) -> None:
+        fill_at_once, clock = backfill.fill_at_once, time.monotonic
+        written: list[float] = []
+
+        def slow(*arguments: Any) -> Any:
+            written.append(10.0)
+            return fill_at_once(*arguments)
+
+        with (
+            mock.patch.object(backfill, "CHECKPOINT_SECONDS", 15.0),
+            mock.patch.object(backfill, "choose_rest", return_value=0.0),
+            mock.patch.object(backfill, "fill_at_once", slow),
+            mock.patch.object(time, "monotonic", side_effect=lambda: clock() + sum(written)),
+        ):
+            self.assertEqual(self.checkpoints("wal"), 3)
+
     def test_a_checkpoint_that_fails_ends_the_run(self) -> None:
         self.make([{}] * 4, journal_mode="wal")
         error = sqlite3.OperationalError("disk I/O error")
