@@ -1441,6 +1441,15 @@ class PlanTest(StoreTest):
                         )
                         self.assertNotRegex(" ".join(steps), "TEMP B-TREE")
 
+    def test_a_page_cache_larger_than_sqlites_is_asked_for(self) -> None:
+        self.make([])
+        patience = backfill.Patience(1)
+        for read_only in (False, True):
+            with contextlib.closing(
+                backfill.open_store(self.path, patience, read_only=read_only)
+            ) as store:
+                self.assertEqual(backfill.fetch(store, "PRAGMA cache_size"), (-8000,))
+
     def test_bounds_are_found_at_both_ends_of_the_table(self) -> None:
         self.make([{}] * 5, extra=self.INDEXES[1])
         with contextlib.closing(self.connect()) as store:
