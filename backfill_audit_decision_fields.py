@@ -12,7 +12,7 @@ writes nothing but those NULLs and can be stopped and run again at any moment.
 
 The rules for the data are numbered here as in README_BACKFILL.md. Reading order:
 the rules as data, with the SQL; extraction; what is written to a row; signals and
-locks; the store; one batch; the run; the screen; the command line.
+locks; the store; reading; one batch; the run; the screen; the command line.
 """
 
 import sys
@@ -1119,7 +1119,7 @@ def check_place(path: Path, place: tuple[int, int] | None) -> None:
         )
 
 
-# --- One batch ---------------------------------------------------------------------------------
+# --- Reading: the pages with rows to fill ------------------------------------------------------
 
 
 class Stretch(NamedTuple):
@@ -1128,6 +1128,68 @@ class Stretch(NamedTuple):
     plans: list[Plan]
     size: int  # of their payloads in memory, in bytes
     rest: Page | None  # of the page, which is still to be read
+
+
+def read_page(
+    store: sqlite3.Connection,
+    page: Page,
+    version: int,
+    turn: AbstractContextManager[object],
+) -> Stretch:
+    """Read and plan the open rows of a page; `version` and `turn` are ReadAhead's.
+
+    SQLite's own decoding is the fast one; where a text is not UTF-8 the page is read again.
+    """
+    store.text_factory = str
+    try:
+        with turn:
+            rows, size, rest = _read_rows(store, page)
+    except sqlite3.OperationalError as error:
+        if primary_code(error) is not None:  # an error of SQLite's, not of Python's decoding
+            raise
+        store.text_factory = decode_text
+        with turn:
+            rows, size, rest = _read_rows(store, page)
+    except sqlite3.DataError as error:
+        raise StoreError(
+            f"the row that is to be filled after audit_id {_last_readable(store, page)} is longer "
+            f"than this SQLite reads ({error}): fill or delete it elsewhere, then run again"
+        ) from error
+    finally:
+        store.text_factory = decode_text
+    return Stretch([plan_row(row, version) for row in rows], size, rest)
+
+
+def _read_rows(store: sqlite3.Connection, page: Page) -> tuple[list[Row], int, Page | None]:
+    rows: list[Row] = []
+    size = 0
+    with closing(store.execute(READ_PAGE, {"first": page.first, "last": page.last})) as found:
+        for row in found:
+            if row[0] > page.last:
+                break
+            rows.append(row)
+            size += size_of(row[2])
+            if size >= PAGE_BYTES and row[0] < page.last:
+                return rows, size, page._replace(first=row[0] + 1)
+    return rows, size, None
+
+
+def size_of(payload: object) -> int:
+    """Return the bytes that a payload takes in memory: a letter that is not ASCII up to four."""
+    if isinstance(payload, str) and payload.isascii():
+        return len(payload)
+    return sys.getsizeof(payload)
+
+
+def _last_readable(store: sqlite3.Connection, page: Page) -> int:
+    """Return the audit_id before the first row of a page that cannot be read."""
+    store.text_factory = bytes
+    readable = page.first - 1
+    with suppress(sqlite3.DataError):
+        for (audit_id,) in store.execute(READ_IDS, (page.first, page.last)).fetchall():
+            fetch(store, READ_ROW, audit_id)
+            readable = audit_id
+    return readable
 
 
 class ReadAhead:
@@ -1183,6 +1245,9 @@ class ReadAhead:
         if self._worker is not None:
             self._worker.shutdown(cancel_futures=True)
             sys.setswitchinterval(self._switch_seconds)
+
+
+# --- One batch ---------------------------------------------------------------------------------
 
 
 def checkpoint(store: sqlite3.Connection) -> int:
@@ -1329,68 +1394,6 @@ class Courtesy:
         now = time.monotonic()
         rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
         self._patience.sleep(self._pause * (self._locked > 0) + rest)
-
-
-def read_page(
-    store: sqlite3.Connection,
-    page: Page,
-    version: int,
-    turn: AbstractContextManager[object],
-) -> Stretch:
-    """Read and plan the open rows of a page; `version` and `turn` are ReadAhead's.
-
-    SQLite's own decoding is the fast one; where a text is not UTF-8 the page is read again.
-    """
-    store.text_factory = str
-    try:
-        with turn:
-            rows, size, rest = _read_rows(store, page)
-    except sqlite3.OperationalError as error:
-        if primary_code(error) is not None:  # an error of SQLite's, not of Python's decoding
-            raise
-        store.text_factory = decode_text
-        with turn:
-            rows, size, rest = _read_rows(store, page)
-    except sqlite3.DataError as error:
-        raise StoreError(
-            f"the row that is to be filled after audit_id {_last_readable(store, page)} is longer "
-            f"than this SQLite reads ({error}): fill or delete it elsewhere, then run again"
-        ) from error
-    finally:
-        store.text_factory = decode_text
-    return Stretch([plan_row(row, version) for row in rows], size, rest)
-
-
-def _read_rows(store: sqlite3.Connection, page: Page) -> tuple[list[Row], int, Page | None]:
-    rows: list[Row] = []
-    size = 0
-    with closing(store.execute(READ_PAGE, {"first": page.first, "last": page.last})) as found:
-        for row in found:
-            if row[0] > page.last:
-                break
-            rows.append(row)
-            size += size_of(row[2])
-            if size >= PAGE_BYTES and row[0] < page.last:
-                return rows, size, page._replace(first=row[0] + 1)
-    return rows, size, None
-
-
-def size_of(payload: object) -> int:
-    """Return the bytes that a payload takes in memory: a letter that is not ASCII up to four."""
-    if isinstance(payload, str) and payload.isascii():
-        return len(payload)
-    return sys.getsizeof(payload)
-
-
-def _last_readable(store: sqlite3.Connection, page: Page) -> int:
-    """Return the audit_id before the first row of a page that cannot be read."""
-    store.text_factory = bytes
-    readable = page.first - 1
-    with suppress(sqlite3.DataError):
-        for (audit_id,) in store.execute(READ_IDS, (page.first, page.last)).fetchall():
-            fetch(store, READ_ROW, audit_id)
-            readable = audit_id
-    return readable
 
 
 def backfill_batch(
