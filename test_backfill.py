@@ -2688,10 +2688,15 @@ class ReadAheadTest(StoreTest):
 
     def test_where_no_thread_is_to_be_had_all_is_read_between_two_batches(self) -> None:
         refused = mock.Mock(side_effect=RuntimeError("can't start new thread"))
-        with mock.patch.object(ThreadPoolExecutor, "submit", refused):
-            pages = self.pages()
-        self.assertEqual(pages, dict.fromkeys((1, 3, 5, 7, 9), False))
-        self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
+        for name, patch in (
+            ("a limit of the system", mock.patch.object(ThreadPoolExecutor, "submit", refused)),
+            ("a SQLite built without threads", mock.patch.object(sqlite3, "threadsafety", 0)),
+        ):
+            with self.subTest(name):
+                with patch:
+                    pages = self.pages()
+                self.assertEqual(pages, dict.fromkeys((1, 3, 5, 7, 9), False))
+                self.assertEqual(self.columns(), [(EVENT, DONE)] * 10)
 
     def test_no_more_than_two_pages_are_kept(self) -> None:
         with contextlib.closing(backfill.ReadAhead(self.connect())) as ahead:
