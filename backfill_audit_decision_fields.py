@@ -341,7 +341,7 @@ BATCH_BYTES = 16_000_000  # of payload in a batch, which is kept until it is wri
 PAGES_AHEAD = 2  # or parts of large ones, read in a thread while a batch is written
 SWITCH_SECONDS = 0.0002  # after which that thread gives Python's lock to the one that writes
 ROWS_AT_ONCE = 1000  # written by one statement: three of SQLite's 32,766 variables each
-CACHE_KIB = 8_000  # of pages: what a batch has read stays at hand until it is written
+CACHE_KIB = 8_000  # of pages: what a batch reads and writes stays at hand until its COMMIT
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 
@@ -424,7 +424,8 @@ def _first_usable(
     """Return the first usable candidate's value and name, and the field passed over for it."""
     passed = text = None
     for name in names:
-        if name in fields and (candidate := fields[name]) is not None:
+        candidate = fields.get(name)
+        if candidate is not None:
             if (value := as_timestamp(candidate)) is not None:
                 return value, name, passed, text
             if passed is None:
@@ -452,15 +453,15 @@ def _read_payload(payload: object) -> dict[str, Any]:
             raise ValueError(
                 "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"
             ) from None
-    text = payload.strip(JSON_BLANKS) if isinstance(payload, str) else ""
+    if not isinstance(payload, str) or not payload.strip(WHITE_SPACE):
+        return {}
+    text = payload.strip(JSON_BLANKS)
     many = len(text) > MOST_LEVELS and text.count("{") + text.count("[") > MOST_LEVELS
     if many and _levels(text) > MOST_LEVELS:
         raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
     try:
         content, end = DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
-        if not text.strip(WHITE_SPACE):
-            return {}
         if text.startswith("\ufeff"):
             raise ValueError("it begins with a byte-order mark") from None
         raise ValueError(f"{error.msg} (character {error.pos})") from None
@@ -596,9 +597,7 @@ def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
     """
     first, second = found
     if standing == NOTHING:
-        if first is None or second is None or first[-1] == second[-1] == "Z":
-            return found
-        if _has_offset(first) == _has_offset(second):
+        if first is None or second is None or _has_offset(first) == _has_offset(second):
             return found
         return (first, _with_z(second)) if _has_offset(first) else (_with_z(first), second)
     at = standing.index(None)

@@ -4352,13 +4352,18 @@ class LogFileTest(MachineTest):
         self.assertIn("audit_id 2", lines[1])
         self.assertIn("end: ", lines[2])
 
-    def test_a_pipe_that_is_read_no_more_holds_no_lock_and_a_signal_ends_the_wait(self) -> None:
+    def start_into_a_full_pipe(self) -> tuple[subprocess.Popen[str], int]:
+        """Start a run with 3,000 warnings; the pipe is full by now, and its reader still there."""
         self.path.unlink()
         self.make([{"payload": MALFORMED}] * 3000)
         os.mkfifo(self.log)
         reader = os.open(self.log, os.O_RDONLY | os.O_NONBLOCK)
         process = self.launch("--quiet", "--log-file", self.log, prepared="")
         time.sleep(0.5)
+        return process, reader
+
+    def test_a_pipe_that_is_read_no_more_holds_no_lock_and_a_signal_ends_the_wait(self) -> None:
+        process, reader = self.start_into_a_full_pipe()
         self.write_at_once()
         process.send_signal(signal.SIGTERM)
         try:
@@ -4369,12 +4374,7 @@ class LogFileTest(MachineTest):
             os.close(reader)
 
     def test_a_pipe_that_is_read_slowly_gets_the_whole_record(self) -> None:
-        self.path.unlink()
-        self.make([{"payload": MALFORMED}] * 3000)
-        os.mkfifo(self.log)
-        reader = os.open(self.log, os.O_RDONLY | os.O_NONBLOCK)
-        process = self.launch("--json", "--log-file", self.log, prepared="")
-        time.sleep(0.5)
+        process, reader = self.start_into_a_full_pipe()
         os.set_blocking(reader, True)
         lines = read_all(reader).decode().splitlines()
         os.close(reader)

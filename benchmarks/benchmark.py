@@ -133,12 +133,15 @@ class Bench:
         return copy
 
 
-def watch_tool(path: Path, *options: str) -> tuple[dict[str, Any], resource.struct_rusage]:
+def watch_tool(
+    path: Path, *options: str, program: Sequence[str | Path] = (TOOL,)
+) -> tuple[dict[str, Any], resource.struct_rusage]:
     """Run the tool as a process; return its summary and what it used of the machine."""
     process = subprocess.Popen(
-        [sys.executable, TOOL, "--db-path", path, "--json", "--quiet", *options],
+        [sys.executable, *program, "--db-path", path, "--json", "--quiet", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        cwd=TOOL.parent,
     )
     assert process.stdout is not None
     summary: dict[str, Any] = json.loads(process.stdout.read())
@@ -204,13 +207,7 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
         return elapsed
 
     def tool_without_thread(path: Path) -> float:
-        done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_THREAD, "--db-path", path, "--json", "--quiet"],
-            stdout=subprocess.PIPE,
-            check=True,
-            cwd=TOOL.parent,
-        )
-        elapsed: float = json.loads(done.stdout)["elapsed_seconds"]
+        elapsed: float = watch_tool(path, program=("-c", WITHOUT_THREAD))[0]["elapsed_seconds"]
         return elapsed
 
     def bare(path: Path) -> float:
