@@ -4352,7 +4352,7 @@ class LogFileTest(MachineTest):
         self.assertIn("audit_id 2", lines[1])
         self.assertIn("end: ", lines[2])
 
-    def start_into_a_full_pipe(self) -> tuple[subprocess.Popen[str], int]:
+    def start_into_a_full_pipe(self) -> tuple[subprocess.Popen[bytes], int]:
         """Start a run with 3,000 warnings; the pipe is full by now, and its reader still there."""
         self.path.unlink()
         self.make([{"payload": MALFORMED}] * 3000)
