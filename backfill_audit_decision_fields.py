@@ -3,93 +3,81 @@
 
     python3 backfill_audit_decision_fields.py --db-path STORE --dry-run
     python3 backfill_audit_decision_fields.py --db-path STORE --backup STORE.before
+    python3 backfill_audit_decision_fields.py --db-path STORE --verify
 
-The Supervisor's rows of `task_audits` say in their JSON payload when the event
-behind a decision happened and when the Supervisor had decided. Migration v21 has
-a column for each, `source_event_ts` and `supervisor_processed_at`. This script
-fills the ones that are NULL, batch by batch, on a store that stays in use. It
-writes nothing but those NULLs and can be stopped and run again at any moment.
+Each payload that the Supervisor writes to `task_audits` holds two times: when the event
+happened, and when the Supervisor decided. Migration v21 added a column for each of them,
+`source_event_ts` and `supervisor_processed_at`. This script fills the ones that are NULL,
+batch by batch, while the store stays in use. It never changes a value. It can be stopped
+and run again at any moment.
 
-The rules for the data are numbered here as in README_BACKFILL.md. Reading order:
-the rules as data, with the SQL; extraction; what is written to a row; signals and
-locks; the store; reading; one batch; the run; the screen; the command line.
+It rests on one idea: what is written follows from rows that nobody has changed since they
+were read. If somebody has, the batch is read again under the write lock.
+
+The rules for the data have the same numbers here as in README_BACKFILL.md.
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - who copies one file checks no metadata
+if sys.version_info < (3, 11):  # noqa: UP036 - whoever copies one file checks no metadata
     sys.exit(
-        "backfill_audit_decision_fields.py needs Python 3.11 or later, and {} is {}.{}: "
-        "run it with a newer one".format(sys.executable, *sys.version_info)
+        "{} needs Python 3.11 or later, not {}.{}: run it with a newer one".format(
+            sys.argv[0], *sys.version_info
+        )
     )
-if __name__ == "__main__":
-    if not sys.flags.safe_path:
-        del sys.path[0]  # the script's own folder, which may be anybody's: import nothing from it
-    try:  # until main() listens: what signal is made of, for signal takes a while to import
-        import _signal  # type: ignore[import-not-found]
-        import os
-
-        if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-            _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 import argparse
-import errno
 import gc
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import re
-import select
 import shlex
-import shutil
 import signal
+import sqlite3
 import stat
-import struct
 import tempfile
-import threading
 import time
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from functools import cache
-from operator import attrgetter, itemgetter
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any, NamedTuple, TextIO, TypeVar
+from urllib.parse import quote
 
-try:
-    import sqlite3
-except ImportError:
+if sqlite3.sqlite_version_info < (3, 34):
     sys.exit(
-        f"{sys.executable} was built without sqlite3: run this with another Python, "
-        "or build that one again with SQLite's headers installed"
+        f"{sys.argv[0]} needs SQLite 3.34 or later, not {sqlite3.sqlite_version}: run it with a "
+        "Python that has a newer one"
     )
 
-__version__ = "2.0.0"
+__version__ = "3.0.0"
 
 T = TypeVar("T")
+log = logging.getLogger("backfill_audit_decision_fields")
 
-# --- The rules as data, with the SQL --------------------------------------------------
+# --- The rules as data, with the SQL --------------------------------------------------------
 
-# Rule 2: the payload fields that each column is filled from; the first usable one wins,
-# and after them the row's own created_at.
+# Rule 2: the payload fields that can fill each column. The first usable one wins; after them
+# comes the row's own created_at.
 FIELDS = {
     "source_event_ts": ("source_event_ts", "source_ts", "event_timestamp", "task_created_at"),
     "supervisor_processed_at": ("supervisor_processed_at", "processed_at", "timestamp"),
 }
 FALLBACK = "created_at"
 
-# Rule 3: the spellings of a moment. The expressions know the days that exist, so that what
-# is usable does not depend on what this Python's fromisoformat() happens to take.
+# Rule 3: the spellings of a timestamp. The expressions know which days exist, so what is usable
+# doesn't depend on this Python's fromisoformat().
 WHITE_SPACE = " \t\r\n\v\f"
 _DAY = (
     r"20\d\d-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
@@ -98,7 +86,7 @@ _DAY = (
 )
 _MINUTE = r"(?:[01]\d|2[0-3]):[0-5]\d"
 _OFFSET_HOURS = r"[+-](?:0\d|1[0-4])"
-AGENTOS_FORM = re.compile(  # first what nearly every value is: made fast
+AGENTOS_FORM = re.compile(  # the first line is what nearly every value looks like: it makes it fast
     r"20\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z|"
     rf"(?:{_DAY})[T ]{_MINUTE}(?::[0-5]\d(?:\.\d{{1,9}})?)?(?:Z|{_OFFSET_HOURS}:[0-5]\d)?",
     re.ASCII,
@@ -108,106 +96,91 @@ OTHER_FORMS = re.compile(
     rf"(?: ?([Zz]|UTC|{_OFFSET_HOURS}(?::?[0-5]\d)?))?",
     re.ASCII,
 )
-LONE_DOT = re.compile(r"\.(?=[+-])")
 NUMBER_AS_TEXT = re.compile(r"[1-9]\d{8,18}(?:\.\d+)?", re.ASCII)
 
 EPOCH = datetime(1970, 1, 1)
-EARLIEST, LATEST = (
-    (datetime(year, 1, 1) - EPOCH) // timedelta(microseconds=1) for year in (2000, 2100)
-)
-# Epoch seconds, milli-, micro- and nanoseconds: what a number is multiplied with, then
-# divided by, to give microseconds. Of the years from 2000 to 2099 their ranges do not overlap.
-EPOCH_UNITS = ((1_000_000, 1), (1000, 1), (1, 1), (1, 1000))
+EARLIEST, LATEST = 946_684_800_000_000, 4_102_444_800_000_000  # 2000 and 2100, microseconds
+# Epoch seconds, milli-, micro- and nanoseconds, in microseconds. Within the years 2000 to 2099
+# the four ranges don't overlap.
+EPOCH_UNITS = (1_000_000, 1000, 1, Fraction(1, 1000))
 
-# Rule 4: a bound of our own. Python's differs from version to version, and some versions
-# crash at it where a thread's stack is small.
+# Rule 4: our own bound. Python's varies from version to version, and some versions crash at it
+# when a thread's stack is small.
 MOST_LEVELS = 500
 JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 BRACKET = re.compile(r"[][{}]")
-JSON_BLANKS = " \t\n\r"
+# An integer with more digits than any timestamp is read as the nearest float.
+DECODER = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
+JSON_TYPES = {dict: "an object", list: "an array", bool: "a boolean"}
 
-# Why a row stays NULL, or what else is said of one: the keys of the summary, and the words.
+# Why a row stays NULL: the keys of the summary, and what they mean.
 LEFT_NULL = {
     "malformed_json": "the payload is not JSON",
-    "no_timestamp": "no usable timestamp, nor created_at",
-    "unreadable": "what stands in the other column is no text",
+    "no_timestamp": "no usable timestamp, not even created_at",
+    "unreadable": "the other column does not hold text",
     "refused": "the database refused the row",
 }
-SAID = {reason: f"left NULL: {words}" for reason, words in LEFT_NULL.items()} | {
-    column: f"with a field for {column} that is no timestamp and was passed over"
-    for column in FIELDS
-}
+SKIPPED = "skipped"  # why else a row gets a warning: a field that is there and unusable
+NEXT_STEP = "check it with --verify"
 
 SUPERVISOR = "event_type LIKE '%SUPERVISOR%'"
-HAS_NULL = "(source_event_ts IS NULL OR supervisor_processed_at IS NULL)"
-ROW = "audit_id, event_type, payload, created_at, source_event_ts, supervisor_processed_at"
+OPEN = f"({SUPERVISOR} AND (source_event_ts IS NULL OR supervisor_processed_at IS NULL))"
 
-# NOT INDEXED: SQLite must walk the table itself, whatever indexes there are. And each page
-# is bounded by the rows it looks at, not by an audit_id: where ANALYZE once saw a table of
-# three rows, SQLite does not stop at an upper bound.
-SELECT_BOUNDS = """
-    SELECT (SELECT audit_id FROM task_audits NOT INDEXED ORDER BY audit_id LIMIT 1),
-           (SELECT audit_id FROM task_audits NOT INDEXED ORDER BY audit_id DESC LIMIT 1)
-"""
-COUNT_PAGE = f"""
-    SELECT count(*), max(audit_id), count(*) FILTER (WHERE supervisor),
-           count(*) FILTER (WHERE supervisor AND has_null)
-      FROM (SELECT audit_id, {SUPERVISOR} AS supervisor, {HAS_NULL} AS has_null
-              FROM task_audits NOT INDEXED
-             WHERE audit_id >= ?
-             ORDER BY audit_id
-             LIMIT ?)
+# Count and read have one shape. NOT INDEXED makes SQLite walk the table itself, whatever indexes
+# there are. The inner LIMIT bounds how many rows it looks at, whatever ANALYZE once saw.
+SELECT_LAST = "SELECT max(audit_id) FROM task_audits NOT INDEXED"
+ROWS = "FROM task_audits NOT INDEXED WHERE audit_id >= ? ORDER BY audit_id LIMIT ?"
+COUNT_RANGE = f"""
+    SELECT count(*), max(audit_id), count(*) FILTER (WHERE is_supervisors),
+           count(*) FILTER (WHERE is_open)
+      FROM (SELECT audit_id, {SUPERVISOR} AS is_supervisors, {OPEN} AS is_open {ROWS})
      WHERE audit_id <= ?
 """
-# Gives the open rows of a page and then, as a mark of its end, the next row whatever it is.
-READ_PAGE = f"""
-    SELECT audit_id, event_type, CASE WHEN audit_id <= :last THEN payload END, created_at,
+# Gives closed rows too, so that we know where a batch ended. Without the CASE SQLite would load
+# their payloads: four times as slow.
+READ_BATCH = f"""
+    SELECT payload, audit_id, is_open, event_type, created_at,
            source_event_ts, supervisor_processed_at
-      FROM task_audits NOT INDEXED
-     WHERE audit_id >= :first AND (audit_id > :last OR ({HAS_NULL} AND {SUPERVISOR}))
-     ORDER BY audit_id
+      FROM (SELECT CASE WHEN {OPEN} THEN payload END AS payload, audit_id, {OPEN} AS is_open,
+                   event_type, created_at, source_event_ts, supervisor_processed_at {ROWS})
+     WHERE audit_id <= ?
 """
-READ_IDS = f"""
-    SELECT audit_id FROM task_audits NOT INDEXED
-     WHERE audit_id BETWEEN ? AND ? AND {HAS_NULL} AND {SUPERVISOR}
-     ORDER BY audit_id
-"""
-# By the one audit_id: the only condition that is a search whatever ANALYZE once saw.
-READ_ROW = f"SELECT {ROW} FROM task_audits WHERE audit_id = ? AND {HAS_NULL} AND {SUPERVISOR}"
-# Rule 1: coalesce() writes nothing but a NULL. What stands for {} is chosen by choose_updates().
+# Rule 1: coalesce() keeps a value that is there.
 UPDATE_ROW = """
-    UPDATE {} task_audits
+    UPDATE task_audits
        SET source_event_ts = coalesce(source_event_ts, ?),
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ?
 """
-# The same for many rows in one step, in which SQLite does without Python's lock.
-UPDATE_ROWS = """
-    UPDATE {} task_audits
+# The same for many rows: one statement, during which SQLite doesn't need Python's lock.
+ROWS_PER_STATEMENT = 1000  # three variables each; SQLite allows 32,766 by default
+UPDATE_ROWS = f"""
+    UPDATE task_audits
        SET source_event_ts = coalesce(source_event_ts, found.column1),
            supervisor_processed_at = coalesce(supervisor_processed_at, found.column2)
-      FROM (VALUES {}) AS found
+      FROM (VALUES {", ".join(["(?, ?, ?)"] * ROWS_PER_STATEMENT)}) AS found
      WHERE audit_id = found.column3
 """
-# Only while the row is still what it was when it was planned.
-IF_UNCHANGED = """
-       AND event_type IS ? COLLATE BINARY
-       AND payload IS ? COLLATE BINARY
-       AND created_at IS ? COLLATE BINARY
-       AND source_event_ts IS ? COLLATE BINARY
-       AND supervisor_processed_at IS ? COLLATE BINARY
-"""
+# Every statement above, with how many values it takes: each must find its rows by audit_id.
+STATEMENTS = {COUNT_RANGE: 3, READ_BATCH: 3, UPDATE_ROW: 3, UPDATE_ROWS: 3000}
 
-SELECT_SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
-SELECT_TRIGGERS = """
-    SELECT name FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = 'task_audits'
+SELECT_TABLE = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
+SELECT_COLUMNS = "SELECT lower(name) FROM pragma_table_xinfo(?)"
+SELECT_TRIGGERS = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = ?"
+SELECT_UNIQUE = """
+    SELECT lower(info.name)
+      FROM pragma_index_list('task_audits') AS list, pragma_index_info(list.name) AS info
+     WHERE list.origin = 'u'
 """
-SELECT_COLUMNS = "SELECT lower(name), hidden > 1 FROM pragma_table_xinfo(?)"
-# What the plan says only where audit_id is the rowid, in a table with pages of its own.
+HAS_MANY_ROWS = "SELECT EXISTS (SELECT 1 FROM task_audits LIMIT 1 OFFSET 1000)"
 BY_ROWID = "USING INTEGER PRIMARY KEY (rowid=?)"
+WALK = re.compile(r"SCAN (?:TABLE )?task_audits")
+
+DATA_VERSION = "PRAGMA data_version"  # a number that moves when another connection commits
+SCHEMA_VERSION = "PRAGMA schema_version"
 
 MIGRATION = (0, 21)
-VERSION = re.compile(r"\s*v?(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
+VERSION = re.compile(r"\s*v?(?:(\d{1,9})\.)?(\d{1,9})", re.ASCII)  # '0.21.0', 'v66'
 NEEDED_COLUMNS = ("audit_id", "event_type", "payload", FALLBACK, *FIELDS)
 
 # Where AgentOS's releases keep their audits: variables that name the file, and paths.
@@ -220,232 +193,150 @@ STORE_PLACES = (
 )
 COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite's own files beside a store
 MOUNTS = Path("/proc/self/mountinfo")
-NETWORK = re.compile(rb"nfs4?|cifs|smb3?|9p|virtiofs|fuse\..*")
-VERIFICATION = "verify_backfill.sql"
+# A list of what is local ages better than a list of what is not.
+LOCAL_FILE_SYSTEMS = (
+    "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs tmpfs ramfs overlay "
+    "fuse.fuse-overlayfs exfat vfat ntfs3 fuseblk squashfs erofs"
+)
 LONGEST_PATH = 504  # bytes that SQLite takes
+VERIFICATION = "verify_backfill.sql"
+VERDICT_CONSTRAINT = "the line above names the checks that fail"  # its last, broken on purpose
 
-# What an error means and what to do about it: by SQLite's extended code, then by its primary
-# one, whose name is the first two words.
-DAMAGED = (
-    "it is damaged: PRAGMA integrity_check says where, REINDEX mends an index, and only a backup "
-    "mends a table (a copy of a WAL store needs its -wal)"
-)
-NO_SHARED_MEMORY = (
-    "its file system gives no shared memory, which WAL mode needs: run where the agents run, "
-    "on a local disk"
-)
-NO_LOCKS = (
-    "its file system has no locks that work: run where the agents run, on the same mount as they"
-)
-READ_ONLY_PLACE = (
-    "it is a WAL store in a place that cannot be written: copy all its files, with -wal, "
-    "and look at the copy"
-)
-NO_ROOM = "the disk has no room, or no inodes, left (df and df -i tell): make room, then run again"
-FILE_LIMIT = (
-    "a write failed though the disk has room: look for a limit of file sizes (ulimit -f), a quota "
-    "and the disk's errors, then run again"
-)
-NEWER_SQLITE = (
-    f"this Python's SQLite {sqlite3.sqlite_version} cannot use it, because it was made by a newer "
-    "one: use a Python with a newer SQLite"
-)
-NO_MEMORY = "there is not enough memory: end something else, then run again"
-CAUSES = {
-    "SQLITE_BUSY": "another process held its lock for over {timeout:g} s: "
-    "run again, or wait longer with --busy-timeout",
-    "SQLITE_FULL": "the disk or the store is full: make room, then run again",
-    "SQLITE_READONLY": "it cannot be written: run as a user who may write the file and its folder",
-    "SQLITE_READONLY_DBMOVED": "it was moved or replaced during the run: "
-    "run again on the file that the agents use",
-    "SQLITE_READONLY_ROLLBACK": "a process that was killed left its journal: a run without "
-    "--dry-run, or opening the store once, puts it in order",
-    "SQLITE_READONLY_DIRECTORY": "its folder, where SQLite keeps the journal, cannot be written: "
-    "run as a user who may write it",
-    "SQLITE_READONLY_RECOVERY": READ_ONLY_PLACE,
-    "SQLITE_READONLY_CANTINIT": READ_ONLY_PLACE,
-    "SQLITE_READONLY_CANTLOCK": READ_ONLY_PLACE,
-    "SQLITE_CANTOPEN": "it, or its -wal, -shm or journal beside it, cannot be opened: check the "
-    "permissions of file and folder; of a read-only WAL store copy all files, and look at the copy",
-    "SQLITE_IOERR": "reading or writing it failed: look for the disk in the system's log, "
-    "then run again",
-    "SQLITE_IOERR_WRITE": FILE_LIMIT,
-    "SQLITE_IOERR_SHMOPEN": NO_SHARED_MEMORY,
-    "SQLITE_IOERR_SHMSIZE": NO_SHARED_MEMORY,
-    "SQLITE_IOERR_SHMMAP": NO_SHARED_MEMORY,
-    "SQLITE_IOERR_SHMLOCK": NO_SHARED_MEMORY,
-    "SQLITE_IOERR_LOCK": NO_LOCKS,
-    "SQLITE_IOERR_RDLOCK": NO_LOCKS,
-    "SQLITE_IOERR_UNLOCK": NO_LOCKS,
-    "SQLITE_IOERR_CHECKRESERVEDLOCK": NO_LOCKS,
-    "SQLITE_IOERR_NOMEM": NO_MEMORY,
-    "SQLITE_PROTOCOL": NO_LOCKS,
-    "SQLITE_NOMEM": NO_MEMORY,
-    "SQLITE_CORRUPT": DAMAGED,
-    "SQLITE_CORRUPT_INDEX": "an index is damaged: REINDEX mends it, then run again",
-    "SQLITE_CORRUPT_VTAB": "a search index (a virtual table) is out of step with its table: "
-    "INSERT INTO name(name) VALUES('rebuild') mends it, then run again",
-    "SQLITE_NOTADB": "it is not a SQLite database, or is encrypted: name the store with --db-path",
-    "SQLITE_ERROR": "SQLite gave up: run again, and if that does not help, look in the schema for "
-    "what it names",
-}
-CAUSES["SQLITE_LOCKED"] = CAUSES["SQLITE_BUSY"]
-# The same by the first words of the message, which says more than the code.
+# What an error of SQLite's means and what to do: by how its words begin, else by its extended
+# code, else by its primary code. A sentence claims no more than the code says.
 MISSING = ("no such", "unknown function")
 CAUSES_BY_WORDS = {
-    MISSING: "something that filling a row needs, perhaps for a trigger or an index, is not "
-    "there: run where it is loaded, or mend the schema, or wait for a migration to end",
-    ("malformed database schema",): f"this Python's SQLite {sqlite3.sqlite_version} cannot read "
-    "its schema: use a Python with a newer SQLite",
-    ("unsupported file format",): NEWER_SQLITE,
+    MISSING: "a trigger, an index or a CHECK needs what is not there: load it, or mend the schema",
+    ("malformed database schema", "unsupported file format"): "this Python's SQLite "
+    f"{sqlite3.sqlite_version} cannot read it: use a Python with a newer SQLite",
 }
-# And by what the system says when it is asked to open the file, or to make one beside it.
-CAUSES_BY_ERRNO = {
-    errno.EACCES: "{what} cannot be {done} by this user: run as a user who may",
-    errno.EPERM: "{what} is immutable (lsattr tells): lift that, then run again",
-    errno.EROFS: "its file system is mounted read-only: run where it can be written",
-    errno.EMFILE: "no file descriptors are left: raise ulimit -n, then run again",
-    errno.ENFILE: "no file descriptors are left on this machine: end something, then run again",
-    errno.ENOSPC: NO_ROOM,
-    errno.EDQUOT: "the disk quota is used up: make room, then run again",
-    errno.EFBIG: FILE_LIMIT,
-    errno.ENOENT: "it was moved away during the run: run again on the file that the agents use",
+CAUSES = {
+    "SQLITE_CORRUPT_VTAB": "a search index (a virtual table) is out of step with its table: mend "
+    "it with INSERT INTO name(name) VALUES('rebuild')",
+    "SQLITE_READONLY_ROLLBACK": "a killed process left its journal: a run without --dry-run, or "
+    "any program that opens the store to write, puts it in order",
+    "SQLITE_READONLY_DBMOVED": "it was moved, replaced or removed during the run: see which file "
+    "the agents use, then run again on that",
+    "SQLITE_BUSY": "another process held its lock for too long: run again, or with a longer "
+    "--busy-timeout",
+    "SQLITE_FULL": "the disk or the store is full: make room, then run again",
+    "SQLITE_READONLY": "it cannot be written: run as a user who may write the file and its folder",
+    "SQLITE_CANTOPEN": "it, or a file of SQLite's beside it, cannot be opened: check permissions",
+    "SQLITE_IOERR": "reading or writing it failed: check the disk and its room, then run again",
+    "SQLITE_PROTOCOL": "its file system has no locks that work: run where the agents run",
+    "SQLITE_NOMEM": "there is not enough memory: end something else, then run again",
+    "SQLITE_CORRUPT": "it is damaged: see PRAGMA integrity_check; REINDEX mends an index, only a "
+    "backup a table (a copy of a WAL store needs its -wal)",
+    "SQLITE_NOTADB": "it is not a SQLite database, or is encrypted: name the store with --db-path",
+    "SQLITE_ERROR": "SQLite gave up: look in the schema for what it names, then run again",
 }
-PATH_TOO_LONG = (
-    f"its path has more than the {LONGEST_PATH} bytes that SQLite takes: mount or link its folder "
-    "under a shorter one"
-)
-# Primary codes: where to ask the system; what is nobody's row but the store's or the machine's.
-ASK_SYSTEM = {
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_READONLY,
-}
-LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-NOBODYS_ROW = {
-    *ASK_SYSTEM,
-    *LOCKED,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PROTOCOL,
-}
+NO_ROWS_FAULT = {getattr(sqlite3, name) for name in CAUSES} - {sqlite3.SQLITE_ERROR}
 
-DEFAULT_BATCH_SIZE = 1000
-DEFAULT_BUSY_TIMEOUT = 30.0
-PAGE_ROWS = 1000  # rows of the table that one read looks at: bounds how long it locks
-PAGE_BYTES = 4_000_000  # of payload that one read parses: the same
-BATCH_BYTES = 16_000_000  # of payload in a batch, which is kept until it is written
-PAGES_AHEAD = 2  # or parts of large ones, read in a thread while a batch is written
-SWITCH_SECONDS = 0.0002  # after which that thread gives Python's lock to the one that writes
-ROWS_AT_ONCE = 1000  # written by one statement: three of SQLite's 32,766 variables each
-CACHE_KIB = 8_000  # of pages: what a batch reads and writes stays at hand until its COMMIT
+FIRST_BATCH = 100  # rows: on a slow disk a larger one would hold the lock for seconds
+LEAST_RANGE = 1000  # rows that are counted at once, at least
+GROW_BELOW, SHRINK_ABOVE = 0.1, 0.5  # seconds that a batch holds the lock
+LONG_WAL = 16_000_000  # bytes: from here on nothing is read ahead, so that it can shrink
+HUGE_WAL = 100_000_000  # bytes: worth a note
 PROBE_BYTES = 65_536  # written beside a store that failed: more than a -shm takes
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
+INTERRUPT_STEPS = 100_000  # of SQLite's machine between two looks at a signal, in --verify
 
-LOCK_SLICES = (0.1, 0.1, 0.2, 0.5, 1.0)  # seconds that SQLite waits for a lock, each time longer:
-# it keeps new readers out meanwhile, to get a turn where they leave no gap
+# How long SQLite itself waits for a lock, in seconds, longer each time: meanwhile it keeps new
+# readers out, to get a turn even if they leave no gap.
+LOCK_SLICES = (0.1, 0.1, 0.2, 0.5, 1.0)
 LOCK_PAUSE = 0.4  # seconds between two slices, in which others have their turn
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
 LONGEST_REST = 2.0  # seconds, beside --pause
-COMPANY_SECONDS = 2.0  # for how long another writer counts as present
-# The share of the time that the write lock is left free.
-FREE_SHARE_ALONE = 0.2
-FREE_SHARE_IN_COMPANY = 0.8
-# Seconds of writing between two checkpoints: bounds the WAL, because a writer that finds it
-# long checkpoints it in its own COMMIT.
-CHECKPOINT_SECONDS = 0.02
-HELD_UP_BYTES = 16_000_000  # of a -wal that another process's read keeps from being used again
+COMPANY_SECONDS = 2.0  # how long another writer counts as present
+FREE_SHARE_ALONE, FREE_SHARE_IN_COMPANY = 0.1, 0.8  # of the time the write lock is left free
 
-EXAMPLES = 3  # rows on the terminal for each reason
+EXAMPLES = 3  # rows shown on the terminal for each reason
 PREVIEW_KINDS = 10
 REDRAW_SECONDS = 0.1  # of the progress line on a terminal
 PLAIN_SECONDS = 5.0  # between progress lines elsewhere
-BAR_WIDTH = 10
-# What a line of progress loses where the terminal is too narrow, in this order.
-DISPENSABLE = ("rate", "bar", "label", "count", "left")
-LABEL_WIDTH = 29
-FIGURE_WIDTH = 12
+LABEL_WIDTH, FIGURE_WIDTH, BAR_WIDTH = 29, 12, 10  # characters
 COLUMN_WIDTH = max(map(len, FIELDS))
-PIECE = 1000  # characters written at once
 CUT = 200  # characters of a stranger's text that are shown
+NOTE = logging.INFO + 5  # a level of our own: worth a line on the terminal, but no warning
+logging.addLevelName(NOTE, "NOTE")
 
 INTERRUPTS = ("SIGHUP", "SIGINT", "SIGTERM")
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_SIGNAL = 128
+ABOUT = """Fill source_event_ts and supervisor_processed_at of an AgentOS audit store from the JSON
+payloads beside them. Fills only columns that are NULL; never changes a value. The store may be in
+use."""
+EXITS = """Exit code: 0 done, 1 the store cannot be used or the run failed, 2 wrong usage, 129, 130
+or 143 interrupted by SIGHUP, SIGINT or SIGTERM. After an interruption or a failure run the same
+command again to go on (without --backup, if it was made)."""
+SWITCHES = {
+    "--dry-run": "write nothing: report what a run would do, and show a row of each kind",
+    "--verify": f"run the checks of {VERIFICATION} (goes only with --db-path and --busy-timeout)",
+    "--json": "print the summary as one JSON object, and nothing else, on stdout",
+    "--quiet": "print only errors on stderr",
+}
+UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+EXIT_DONE, EXIT_FAILED, EXIT_SIGNAL = 0, 1, 128  # plus the signal's number
 
 
-# --- Extraction: what a row's timestamps are, by the payload ------------------------------
+# --- Extraction: what a row's timestamps are, by its payload ----------------------------------
 
 
-Pair = tuple[str | None, str | None]  # one for each of the two columns, in the order of FIELDS
-Row = tuple[Any, ...]  # the columns of ROW
-NOTHING = (None, None)
+class Found(NamedTuple):
+    """What extraction found for one column."""
+
+    value: str | None  # what to write
+    field: str | None  # where it came from
+    skipped: str | None  # the first payload field that was there and unusable, in words
+
+
+NOT_FOUND = Found(None, None, None)
 
 
 def extract_timestamps(payload: object, created_at: object) -> dict[str, str | None]:
-    """Find both timestamps of a row, by column: rules 2 to 4.
+    """Return both timestamps of a row, by column: rules 2 to 4.
 
-    `payload` is the column as SQLite gives it: str, bytes or None. Its fields come
-    first, in the order of FIELDS, then `created_at`. A payload without fields (NULL,
-    blank, JSON that is no object) leaves created_at alone; one that is not JSON
-    yields None twice. Never raises.
+    `payload` is the column as SQLite gives it: str, bytes or None. Its fields come first, in
+    the order of FIELDS, then `created_at`. A payload without fields (NULL, blank, JSON but not
+    an object) leaves only created_at. If it is not JSON, both values are None. Never raises.
     """
-    values, *_ = find_timestamps(payload, created_at)
-    return dict(zip(FIELDS, values, strict=True))
+    source, processed, _malformed = find_timestamps(payload, created_at)
+    return dict(zip(FIELDS, (source.value, processed.value), strict=True))
 
 
-def find_timestamps(
-    payload: object, created_at: object
-) -> tuple[Pair, Pair, Pair, Pair, str | None]:
-    """Do what extract_timestamps() does, and say where the values came from.
-
-    Returns the values, the fields that they are from, for each the first field that was there
-    and passed over as unusable, the texts of those, and what is wrong with a malformed payload.
-    """
-    malformed = None
+def find_timestamps(payload: object, created_at: object) -> tuple[Found, Found, str | None]:
+    """Find both timestamps of a row and where they come from, or what makes it malformed."""
     try:
-        fields = _read_payload(payload)
+        fields = read_payload(payload)
     except ValueError as error:
-        malformed = str(error)
-        fields, created_at = {}, None
-    names, other_names = FIELDS.values()
-    first, source, passed, text = _first_usable(fields, names, created_at)
-    second, other_source, other, other_text = _first_usable(fields, other_names, created_at)
-    return (first, second), (source, other_source), (passed, other), (text, other_text), malformed
+        return NOT_FOUND, NOT_FOUND, str(error)
+    source_names, processed_names = FIELDS.values()
+    source = first_usable(fields, source_names, created_at)
+    return source, first_usable(fields, processed_names, created_at), None
 
 
-def _first_usable(
-    fields: dict[str, Any], names: Iterable[str], created_at: object
-) -> tuple[str | None, str | None, str | None, str | None]:
-    """Return the first usable candidate's value and name, and the field passed over for it."""
-    passed = text = None
+def first_usable(fields: dict[str, Any], names: Sequence[str], created_at: object) -> Found:
+    """Return the first usable candidate, and the field that was skipped for it: rule 2."""
+    skipped = None
     for name in names:
         candidate = fields.get(name)
         if candidate is not None:
-            if (value := as_timestamp(candidate)) is not None:
-                return value, name, passed, text
-            if passed is None:
-                passed, text = name, ENCODER.encode(candidate)[: CUT + 1]
+            value = as_timestamp(candidate)
+            if value is not None:
+                return Found(value, name, skipped)
+            if skipped is None:
+                skipped = f"{name} is not a timestamp: {in_words(candidate)}"
     value = as_timestamp(created_at)
-    return value, None if value is None else FALLBACK, passed, text
+    return Found(value, None if value is None else FALLBACK, skipped)
 
 
-def _whole_number(text: str) -> float:
-    """Read a JSON integer; one with more digits than any timestamp has as the nearest float."""
-    return int(text) if len(text) < 20 else float(text)
+def in_words(value: object) -> str:
+    """Describe an unusable field: text as it is, anything else by type and length only."""
+    if isinstance(value, str):
+        return f'"{printable(value, CUT)}"'
+    return f"{JSON_TYPES.get(type(value), 'a number')} of length {len(str(value))}"
 
 
-# raw_decode() of this is json.loads() without its search for blanks: a fifth faster.
-DECODER = json.JSONDecoder(parse_int=_whole_number)
-ENCODER = json.JSONEncoder(ensure_ascii=False)
-
-
-def _read_payload(payload: object) -> dict[str, Any]:
-    """Return the payload's fields, rule 4; raise ValueError, in words, if it is not JSON."""
+def read_payload(payload: object) -> dict[str, Any]:
+    """Return the payload's fields: rule 4. Raises ValueError, in words, if it is not JSON."""
     if isinstance(payload, bytes):
         try:
             payload = payload.decode()
@@ -455,31 +346,20 @@ def _read_payload(payload: object) -> dict[str, Any]:
             ) from None
     if not isinstance(payload, str) or not payload.strip(WHITE_SPACE):
         return {}
-    text = payload.strip(JSON_BLANKS)
-    many = len(text) > MOST_LEVELS and text.count("{") + text.count("[") > MOST_LEVELS
-    if many and _levels(text) > MOST_LEVELS:
-        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+    if len(payload) > MOST_LEVELS and payload.count("{") + payload.count("[") > MOST_LEVELS:
+        brackets = BRACKET.findall(JSON_STRING.sub("", payload))  # those in strings don't count
+        levels = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+        if max(levels, default=0) > MOST_LEVELS:
+            raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
     try:
-        content, end = DECODER.raw_decode(text)
+        content = DECODER.decode(payload)
     except json.JSONDecodeError as error:
-        if text.startswith("\ufeff"):
-            raise ValueError("it begins with a byte-order mark") from None
         raise ValueError(f"{error.msg} (character {error.pos})") from None
-    if end < len(text):
-        raise ValueError(f"Extra data (character {end})")
     return content if isinstance(content, dict) else {}
 
 
-def _levels(text: str) -> int:
-    """How deep JSON is nested; brackets inside of strings do not count."""
-    brackets = BRACKET.findall(JSON_STRING.sub("", text))
-    return max(
-        itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0
-    )
-
-
 def as_timestamp(value: object) -> str | None:
-    """Return what is to be written for a candidate, None if it is not usable: rule 3."""
+    """Return what to write for a candidate, None if it is not usable: rule 3."""
     if isinstance(value, str):
         return value if AGENTOS_FORM.fullmatch(value) else _from_other_forms(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -488,7 +368,7 @@ def as_timestamp(value: object) -> str | None:
 
 
 def _from_other_forms(text: str) -> str | None:
-    """Write other writers' spellings, and text that is a number, in AgentOS's form."""
+    """Rewrite other writers' spellings, and text that is a number, in AgentOS's form."""
     text = text.strip(WHITE_SPACE)
     if NUMBER_AS_TEXT.fullmatch(text):
         return _from_epoch(float(text) if "." in text else int(text))
@@ -507,141 +387,124 @@ def _from_epoch(number: float) -> str | None:
     """Write an epoch of the years 2000 to 2099 as ISO-8601, to the nearest microsecond."""
     if not 0 < number < 2**63:  # also keeps out NaN and infinity
         return None
-    numerator, denominator = number.as_integer_ratio()
-    for factor, divisor in EPOCH_UNITS:
-        microseconds = _divide(numerator * factor, denominator * divisor)
+    for unit in EPOCH_UNITS:
+        microseconds = round(Fraction(number) * unit)  # exact, halves to even
         if EARLIEST <= microseconds < LATEST:
             moment = EPOCH + timedelta(microseconds=microseconds)
             return moment.isoformat(timespec="microseconds") + "Z"
     return None
 
 
-def _divide(numerator: int, denominator: int) -> int:
-    """Divide and round to the nearest integer, halves to even; exact, as floats are not."""
-    whole, rest = divmod(numerator, denominator)
-    return whole + (2 * rest + whole % 2 > denominator)
+# --- A row: what to write to it ----------------------------------------------------------------
+
+# One for each of the two columns, in the order of FIELDS.
+Pair = tuple[str | None, str | None]
+NOTHING = (None, None)
 
 
-# --- Rows: what is to be written to one ----------------------------------------------------
+class Row(NamedTuple):
+    """A row of the table without its payload; bytes stand for a BLOB and for broken UTF-8."""
+
+    audit_id: int
+    is_open: int  # 1 if it is the Supervisor's and has a NULL, else 0
+    event_type: object
+    created_at: object
+    source_event_ts: object
+    supervisor_processed_at: object
+
+    @property
+    def existing(self) -> tuple[object, object]:
+        return self.source_event_ts, self.supervisor_processed_at
 
 
 class Kind(NamedTuple):
-    """What a row is counted by. Pairs are in the order of FIELDS."""
+    """What a row is counted by."""
 
     sources: Pair  # the fields that values are written from
-    passed_over: Pair  # the fields that were there and unusable, where a value is written
-    left_null: str | None  # a key of LEFT_NULL where a column stays NULL
+    left_null: str | None  # a key of LEFT_NULL if a column stays NULL
 
 
-kind_of = cache(Kind)  # there are few, and many rows of each
+kind_of = cache(Kind)  # there are few kinds, and many rows of each
 
 
 class Plan(NamedTuple):
-    """What is to be written to a row, later what was. Pairs are in the order of FIELDS."""
+    """What is to be written to a row, and later what was."""
 
     row: Row
-    values: Pair  # to write; None where nothing is to be written
+    values: Pair  # None where nothing is to be written
     kind: Kind
-    unusable: Pair  # the texts of the fields in kind.passed_over
+    skipped: Pair  # for each value, the field that was there and unusable, and what it holds
     reason: str | None  # more words for kind.left_null
-    data_version: int  # of the store, when we last looked before the row was read
-
-    @property
-    def audit_id(self) -> int:
-        audit_id: int = self.row[0]
-        return audit_id
-
-    @property
-    def standing(self) -> tuple[object, object]:
-        """What the columns held when the row was read."""
-        return self.row[4], self.row[5]
 
 
-def plan_row(row: Row, data_version: int = 0) -> Plan:
-    """Decide what is to be written to a row: rule 1 (only where it is NULL) and rule 5.
-
-    `row` has at least one NULL, and bytes for text that is not UTF-8. `data_version` is that of
-    the plan; a row that is read and written under one lock needs none.
-    """
-    _audit_id, _event_type, payload, created_at, first, second = row
-    stood = first if second is None else second
-    found, sources, passed_over, unusable, reason = find_timestamps(payload, created_at)
+def plan_row(payload: object, row: Row) -> Plan:
+    """Decide what to write to an open row: rule 1 (only where it is NULL) and rule 5."""
+    source, processed, malformed = find_timestamps(payload, row.created_at)
+    kept = row.source_event_ts
+    if row.supervisor_processed_at is not None:
+        kept = row.supervisor_processed_at
     values: Pair = NOTHING
-    left_null = None
-    if reason is not None:
-        left_null = "malformed_json"
-    elif stood is not None and not isinstance(stood, str):
-        left_null, reason = "unreadable", "a BLOB, a number, or text that is not UTF-8"
+    left_null = reason = None
+    if malformed is not None:
+        left_null, reason = "malformed_json", malformed
+    elif kept is not None and not isinstance(kept, str):
+        left_null, reason = "unreadable", "it is a BLOB, a number, or text that is not UTF-8"
     else:
-        values = match_offsets((first, second), found)
-        if None in values and (stood is None or values == NOTHING):
+        values = match_offsets(row.existing, (source.value, processed.value))
+        if None in values and (kept is None or values == NOTHING):
             left_null = "no_timestamp"
-    if None in values:  # nothing is said of a column that is not written
-        sources, passed_over, unusable = (
-            _where_written(values, pair) for pair in (sources, passed_over, unusable)
-        )
-    kind = kind_of(sources, passed_over, left_null)
-    return Plan(row, values, kind, unusable, reason, data_version)
+    first, second = values
+    source = NOT_FOUND if first is None else source  # nothing is said of what is not written
+    processed = NOT_FOUND if second is None else processed
+    kind = kind_of((source.field, processed.field), left_null)
+    return Plan(row, values, kind, (source.skipped, processed.skipped), reason)
 
 
-def _where_written(values: Pair, pair: Pair) -> Pair:
-    return (pair[0] if values[0] is not None else None, pair[1] if values[1] is not None else None)
+def match_offsets(existing: tuple[object, object], found: Pair) -> Pair:
+    """Return the values to write, None for a column that has one, so that readers can subtract.
 
-
-def match_offsets(standing: tuple[object, object], found: Pair) -> Pair:
-    """Return the values to write, None where one stands, such that a pair can be subtracted.
-
-    Rule 5: AgentOS's readers crash on a pair of which only one carries a UTC offset.
-    Where the one without offset is ours, it is UTC and gets its `Z`; where it stands,
-    ours is written in UTC without offset.
+    Rule 5: AgentOS's readers crash on a pair of which only one has a UTC offset. If the other
+    value has an offset and ours has none, ours is read as UTC and gets a `Z`. If the value that
+    is there has none, ours is written in UTC without offset.
     """
     first, second = found
-    if standing == NOTHING:
-        if first is None or second is None or _has_offset(first) == _has_offset(second):
-            return found
-        return (first, _with_z(second)) if _has_offset(first) else (_with_z(first), second)
-    at = standing.index(None)
-    value, stood = found[at], read_as_agentos(standing[1 - at])
-    if value is not None and stood is not None and _has_offset(value) != (stood.tzinfo is not None):
-        value = _without_offset(value) if _has_offset(value) else _with_z(value)
-    return (value, None) if at == 0 else (None, value)
-
-
-def read_as_agentos(value: object) -> datetime | None:
-    """Read what stands in a column the way AgentOS's own readers do, None where they cannot.
-
-    They run on Python 3.13, which does not take hour 24 and does take a dot without digits;
-    3.14 has it the other way round.
-    """
-    text = str(value).replace("Z", "+00:00")
-    try:
-        moment = datetime.fromisoformat(LONE_DOT.sub("", text))
-    except ValueError:
-        return None
-    return None if moment.hour == 0 and "24" in (text[9:11], text[11:13]) else moment
-
-
-def _has_offset(timestamp: str) -> bool:
-    """Whether a timestamp of rule 3 carries a UTC offset."""
-    return timestamp[-1] == "Z" or timestamp[-6] in "+-"
-
-
-def _with_z(timestamp: str) -> str:
-    return datetime.fromisoformat(timestamp).isoformat() + "Z"
-
-
-def _without_offset(timestamp: str) -> str:
-    return datetime.fromisoformat(timestamp).astimezone(UTC).replace(tzinfo=None).isoformat()
-
-
-def refuse(plan: Plan, words: str) -> Plan:
-    """Return the plan of a row that the database refused to write."""
-    return plan._replace(
-        values=NOTHING, kind=kind_of(NOTHING, NOTHING, "refused"), unusable=NOTHING, reason=words
+    kept_first, kept_second = existing
+    if kept_second is not None:
+        return _match_offset(first, kept_second, is_kept=True), None
+    if kept_first is not None:
+        return None, _match_offset(second, kept_first, is_kept=True)
+    if first is None or second is None or _has_offset(first) == _has_offset(second):
+        return found
+    return (
+        _match_offset(first, second, is_kept=False),
+        _match_offset(second, first, is_kept=False),
     )
 
 
-# --- Signals and locks: the patience of the run ----------------------------------------------
+def _match_offset(value: str | None, other: object, *, is_kept: bool) -> str | None:
+    """Write a value so that AgentOS's readers can subtract it from the other one, if they can."""
+    try:  # the way they read it
+        moment = datetime.fromisoformat(str(other).replace("Z", "+00:00"))
+    except ValueError:
+        return value
+    if value is None or _has_offset(value) == (moment.tzinfo is not None):
+        return value
+    ours = datetime.fromisoformat(value)
+    if not _has_offset(value):
+        return ours.isoformat() + "Z"
+    return ours.astimezone(UTC).replace(tzinfo=None).isoformat() if is_kept else value
+
+
+def _has_offset(timestamp: str) -> bool:
+    """Whether a timestamp of rule 3 has a UTC offset."""
+    return timestamp[-1] == "Z" or timestamp[-6] in "+-"
+
+
+# --- Signals and locks: how long the run waits ------------------------------------------------
+
+
+class StoreError(Exception):
+    """What is wrong and the next step, as a sentence for the operator."""
 
 
 class Interrupted(Exception):
@@ -649,38 +512,26 @@ class Interrupted(Exception):
 
 
 class Patience:
-    """Waits for other processes' locks, rests, and notices signals meanwhile.
+    """Waits for other processes' locks, rests, and looks out for signals meanwhile.
 
-    Signals are only noted when they come, so that the batch at hand can be ended first.
+    A signal is only noted when it comes, so that the batch at hand can be finished first.
     """
 
-    def __init__(self, busy_timeout: float) -> None:
-        self.busy_timeout = busy_timeout  # seconds
-        self.on_wait: Callable[[float], None] | None = None  # is told the seconds left
-        self.while_stopped: AbstractContextManager[object] = nullcontext()
+    def __init__(self, busy_timeout: float, on_wait: Callable[[float], None]) -> None:
+        self._busy_timeout = busy_timeout  # seconds
+        self._on_wait = on_wait  # is told the seconds left
+        self.before_stop: Callable[[], None] = lambda: None  # ends every read that is open
         self.signum: int | None = None
-        self.stop_asked = False
-        self._stopped = 0.0
-
-    def now(self) -> float:
-        """Seconds of a clock that stands still while the process is stopped by Ctrl-Z."""
-        return time.monotonic() - self._stopped
+        self._stop_asked = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals, but for those that were ignored when we started.
-
-        Only the main thread can; elsewhere they stay as they are.
-        """
-        handlers: dict[str, Any] = dict.fromkeys(INTERRUPTS, self._note)
-        handlers["SIGTSTP"] = self._note_stop
-        handlers["SIGTTOU"] = signal.SIG_IGN  # a background job may write to its terminal
+        """Note signals from now on, except those that were ignored when we started."""
         before = {}
-        if threading.current_thread() is threading.main_thread():
-            for name, handler in handlers.items():
-                signum = getattr(signal, name, None)  # Windows has not all of them
-                if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
-                    before[signum] = signal.signal(signum, handler)
+        for name in (*INTERRUPTS, "SIGTSTP"):
+            signum = getattr(signal, name, None)  # Windows doesn't have all of them
+            if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
+                before[signum] = signal.signal(signum, self._note)
         try:
             yield
         finally:
@@ -689,204 +540,234 @@ class Patience:
                 signal.signal(signum, former if self.signum is None else signal.SIG_IGN)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
-        self.signum = signum
-
-    def _note_stop(self, _signum: int, _frame: FrameType | None) -> None:
-        self.stop_asked = True
+        if signal.Signals(signum).name in INTERRUPTS:
+            self.signum = signum
+        else:
+            self._stop_asked = True
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came, and stop if Ctrl-Z did. Call it with no lock held."""
-        if self.stop_asked:
-            with self.while_stopped:
-                since = time.monotonic()
-                handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-                signal.raise_signal(signal.SIGTSTP)
-                signal.signal(signal.SIGTSTP, handler)
-                self.stop_asked = False
-                self._stopped += time.monotonic() - since
+        """Raise Interrupted after a signal, and stop after Ctrl-Z. Call it with no lock held."""
+        if self._stop_asked:
+            self._stop_asked = False
+            self.before_stop()
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)
+            signal.signal(signal.SIGTSTP, self._note)
         if self.signum is not None:
             raise Interrupted
 
     def sleep(self, seconds: float) -> None:
         """Sleep, in slices that a signal can end. Raises Interrupted."""
-        wake_up = self.now() + seconds
-        while (left := wake_up - self.now()) > 0:
+        wake_up = time.monotonic() + seconds
+        while time.monotonic() < wake_up:
             self.check()
-            time.sleep(min(left, SLEEP_SLICE))
+            time.sleep(max(0.0, min(wake_up - time.monotonic(), SLEEP_SLICE)))
 
     def wait(self, action: Callable[..., T], *args: Any) -> T:
-        """Return action(*args), asked for again while another process's lock is in the way.
+        """Return action(*args); try again while another process's lock is in the way.
 
         SQLite waits for a slice of the time itself, deaf to signals; between two slices
-        nothing is held. Raises SQLite's error after `busy_timeout`, Interrupted after a signal.
+        nothing is held. Raises SQLite's error after the busy timeout, Interrupted after a signal.
         """
-        give_up = self.now() + self.busy_timeout
+        give_up = time.monotonic() + self._busy_timeout
         while True:
             try:
                 return action(*args)
             except sqlite3.OperationalError as error:
-                left = give_up - self.now()
-                if primary_code(error) not in LOCKED or left <= 0:
+                left = give_up - time.monotonic()
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or left <= 0:
                     raise
-            if self.on_wait is not None:
-                self.on_wait(left)
+            self._on_wait(left)
             self.sleep(min(left, LOCK_PAUSE))
 
 
-def primary_code(error: BaseException) -> int | None:
-    """SQLite's primary result code of an error, None where it has none."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+class WriteLock:
+    """Takes the write lock for a batch, after a rest that lets other processes have their turn.
+
+    Keeps what must be known of the schema, and looks again when that moved.
+    """
+
+    def __init__(self, store: sqlite3.Connection, patience: Patience, pause: float) -> None:
+        self.store = store
+        self.patience = patience
+        self.schema = patience.wait(check_schema, store)
+        self.held = 0.0  # seconds from BEGIN to the end of COMMIT, last time
+        self._pause = pause
+        self._released = self._company_until = -math.inf
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Rest, take the lock, and commit at the end; on an error roll back.
+
+        With a rollback journal a COMMIT waits for readers while it keeps new ones out.
+        EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
+        """
+        now = time.monotonic()
+        rest = choose_rest(self.held, now - self._released, company=now < self._company_until)
+        self.patience.sleep(rest + (self._pause if self.held else 0))
+        slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
+        self.patience.wait(lambda: self._begin(next(slices)))
+        locked_at = time.monotonic()
+        try:
+            yield
+            if self.store.in_transaction:
+                self.store.execute("COMMIT")
+        finally:
+            if self.store.in_transaction:
+                self.store.execute("ROLLBACK")
+            self._released = time.monotonic()
+            self.held = self._released - locked_at
+
+    def _begin(self, seconds: float) -> None:
+        self.store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
+        self.store.execute("BEGIN EXCLUSIVE")
+
+    def changed_since(self, version: int) -> bool:
+        """Whether another connection committed since the data_version was this. Under the lock.
+
+        Raises StoreError if the schema moved and the store cannot be filled any more.
+        """
+        changed = bool(fetch(self.store, DATA_VERSION) != version)
+        if changed:
+            self._company_until = time.monotonic() + COMPANY_SECONDS
+            if fetch(self.store, SCHEMA_VERSION) != self.schema.version:
+                self.schema = check_schema(self.store)
+        return changed
 
 
-# --- The store: find, open, check, count, copy ------------------------------------------------
+def choose_rest(held: float, free: float, *, company: bool) -> float:
+    """Return how long to rest before a batch, in seconds.
+
+    `held` is how long the last batch held the write lock, `free` how long it has been free
+    since. SQLite's waiters poll, with growing sleeps: whether they get in depends on the share
+    of the time that the lock is free, not only on how long it is held. Alone, we leave enough
+    of it for another writer to get in and be noticed.
+    """
+    share = FREE_SHARE_IN_COMPANY if company else FREE_SHARE_ALONE
+    return min(max(0.0, held * share / (1 - share) - free), LONGEST_REST)
 
 
-class StoreError(Exception):
-    """What is wrong and the next step, as one sentence for the operator."""
+# --- The store: find, open, check, count --------------------------------------------------------
 
 
-class Page(NamedTuple):
-    """A stretch of the table, and what it held when it was counted."""
+class Schema(NamedTuple):
+    """What a run must know of the schema."""
 
-    rows: int
-    first: int  # audit_ids
+    version: int  # SQLite's, which moves with every change
+    migration: tuple[int, int]  # the newest one of AgentOS's; (0, 0) if unknown
+    triggers: list[str]  # on the table: if there is one, a write to a row may change others
+
+
+class Range(NamedTuple):
+    """A part of the table, from one audit_id to another, and what it held when it was counted."""
+
+    first: int
     last: int
+    rows: int
     supervisor_rows: int
     open_rows: int
 
 
-def stores_to_be_found() -> list[str]:
-    """Return the paths at which a release of AgentOS has left a store on this machine."""
-    named = [os.environ.get(name, "") for name in STORE_VARIABLES]
-    paths = [os.path.expanduser(path) for path in (*named, *STORE_PLACES) if path]  # noqa: PTH111
-    return list(dict.fromkeys(path for path in paths if os.path.isfile(path)))  # noqa: PTH113
+def find_store(path: Path) -> Path:
+    """Return the store's real path. Raises StoreError unless that is its one name and place.
 
-
-def check_name(path: Path, *, read_only: bool) -> str | None:
-    """Raise StoreError unless the file is there and `path` is its one name and place.
-
-    SQLite finds -wal and -journal by the file's name: under another one it does not see
-    what other processes have there. Returns a note where the file is on a network mount.
-    Nothing is opened where anybody of this process may hold a lock: closing would drop it.
+    SQLite finds -wal and -journal by the file's name: under another one it doesn't see what
+    other processes have there. Call it before the store is opened: to close a file drops this
+    process's locks on it.
     """
-    shown = printable(path, None)
+    name_it = "name the store with --db-path"
     try:
-        status = path.stat()
+        status, real = path.stat(), Path(os.path.realpath(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"there is no file {shown}: name the store with --db-path") from None
-    except OSError as error:
-        raise StoreError(
-            f"{shown} cannot be found ({error.strerror}): run as a user who may, or name the store "
-            "with --db-path"
-        ) from error
+        if path == _path(DEFAULT_STORE):
+            named = filter(None, map(os.environ.get, STORE_VARIABLES))
+            places = dict.fromkeys(map(_path, (*named, *STORE_PLACES)))
+            found = [shlex.quote(str(place)) for place in places if place.is_file()]
+            name_it += f" (found here: {', '.join(found) or 'none'})"
+        raise StoreError(f"there is no file {path}: {name_it}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{shown} is no file: name the store with --db-path")
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise StoreError(f"it is {what}: {name_it}")
     if status.st_size == 0:
-        raise StoreError(
-            f"{shown} is empty, not a store: name the store with --db-path "
-            "(a copy of a WAL store needs its -wal)"
-        )
+        raise StoreError(f"it is empty: {name_it} (a copy of a WAL store needs its -wal)")
     if status.st_nlink > 1:
         raise StoreError(
-            f"{shown} has {status.st_nlink} names (hard links), and under a second one a run "
-            "destroys it: use the name that the agents use, and remove the others, which "
-            f"`find FOLDER -samefile {shlex.quote(shown)}` shows"
+            "it has a second name (a hard link), under which a run would destroy it: use the one "
+            f"the agents use, remove the other (`find FOLDER -samefile {shlex.quote(str(path))}`)"
         )
-    real = os.fsencode(os.path.realpath(path))
-    mounts = read_mounts()
-    if any(point == real for point, _kind in mounts):
+    if os.fsencode(real) in read_mounts():
         raise StoreError(
-            f"{shown} is a mount of the file alone, and its -wal and journal are elsewhere, which "
-            "destroys it: mount its folder instead, and use the name that the agents use"
+            "it is a mount of the file alone, without its -wal and journal, so a run would destroy "
+            "it: mount or name its folder there instead, and use the name the agents use"
         )
-    user = os.geteuid() if hasattr(os, "geteuid") else 0
-    if read_only and user not in (0, status.st_uid) and _is_unused_wal_store(path):
-        raise StoreError(
-            f"{shown} is a WAL store that nobody has open, and a dry run by another user leaves a "
-            f"-shm that keeps its owner out: run as its owner (user id {status.st_uid})"
-        )
-    around = sorted(
-        (
-            (len(point), kind)
-            for point, kind in mounts
-            if real.startswith(point.rstrip(b"/") + b"/")
-        ),
-        key=itemgetter(0),
-    )
-    if around and NETWORK.fullmatch(kind := around[-1][1]):
-        return (
-            f"{shown} is on a network mount ({kind.decode()}): every process must use it through "
-            "this same mount, and without locks there, it looks as if one were never let go"
-        )
-    return None
+    if hasattr(os, "geteuid") and os.geteuid() not in (0, status.st_uid):
+        check_shared_memory(real, status)
+    return real
 
 
-def read_mounts() -> list[tuple[bytes, bytes]]:
-    """Return the mount points that this process sees, with their file system's type."""
+def check_shared_memory(path: Path, status: os.stat_result) -> None:
+    """Raise StoreError if the owner of a WAL store could not write the -shm that we make.
+
+    Such a -shm keeps the agents out, and after a kill or a dry run it stays. SQLite makes it with
+    this user's id, the store's mode, and this user's group, or the folder's if that is setgid.
+    """
     try:
-        lines = MOUNTS.read_bytes().split(b"\n")
-    except OSError:  # a system without /proc
-        return []
-    mounts = []
-    for line in filter(None, lines):
-        before, _, after = line.partition(b" - ")
-        point = re.sub(
-            rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), before.split(b" ")[4]
+        with path.open("rb") as file:
+            in_wal = file.read(20)[18:] == b"\2\2"
+    except OSError:  # SQLite will say so
+        return
+    folder = path.parent.stat()
+    group = folder.st_gid if folder.st_mode & stat.S_ISGID else os.getegid()
+    shared = status.st_mode & stat.S_IWGRP and group == status.st_gid
+    if in_wal and not shared and not status.st_mode & stat.S_IWOTH:
+        raise StoreError(
+            f"it is a WAL store of another user, who could not write the -shm that we make: run as "
+            f"its owner (user id {status.st_uid})"
         )
-        mounts.append((point, after.split(b" ")[0]))
+
+
+def read_mounts() -> dict[bytes, str]:
+    """Return the mount points that this process sees, with their file system's type."""
+    mounts = {}
+    with suppress(OSError):  # a system without /proc
+        for line in MOUNTS.read_bytes().splitlines():
+            before, _, after = line.partition(b" - ")
+            _id, _parent, _device, _root, point, *_ = before.split(b" ")
+            kind, *_ = after.split(b" ")
+            point = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), point)
+            mounts[point] = kind.decode()
     return mounts
 
 
-def _is_unused_wal_store(path: Path) -> bool:
-    """Whether a store is in WAL mode and nobody has it open, so that no lock can be lost."""
-    if Path(f"{os.path.realpath(path)}-shm").exists():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(20)[18:] == b"\2\2"
-    except OSError:  # SQLite will say so
-        return False
+def distant_file_system(path: Path) -> str | None:
+    """Return the type of the file system that holds the file, None if it is known to be local."""
+    mounts = read_mounts()
+    kinds = (mounts.get(os.fsencode(folder)) for folder in path.parents)
+    kind = next(filter(None, kinds), None)
+    return None if kind in LOCAL_FILE_SYSTEMS.split() else kind
 
 
-@contextmanager
-def opened(
-    path: Path, patience: Patience, *, read_only: bool
-) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection | None]]:
-    """Open a store, and one in WAL mode that is to be written once more, to read ahead."""
-    with closing(open_store(path, patience, read_only=read_only)) as store:
-        if read_only or patience.wait(fetch, store, "PRAGMA journal_mode") != ("wal",):
-            yield store, None
-        else:
-            with closing(open_store(path, patience, read_only=True)) as reader:
-                yield store, reader
+def store_uri(path: PurePath, mode: str) -> str:
+    """Return SQLite's URI of an absolute path; one of a Windows share takes four slashes."""
+    posix = path.as_posix()
+    return f"file://{'' if posix.startswith('/') else '/'}{quote(os.fsencode(posix))}?mode={mode}"
 
 
 def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Connection:
-    """Open an existing store, having asked SQLite whether it can be used; creates no file.
-
-    Raises sqlite3.Error, or Interrupted.
-    """
-    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    """Open an existing store; creates no file. Raises sqlite3.Error, or Interrupted."""
+    uri = store_uri(path, "ro" if read_only else "rw")
     store = sqlite3.connect(
         uri, uri=True, timeout=LOCK_SLICES[0], isolation_level=None, check_same_thread=False
     )
     try:
         store.text_factory = decode_text
-        store.execute("PRAGMA temp_store = MEMORY")  # what a trigger needs, too: no full TMPDIR
-        if patience.wait(fetch, store, "PRAGMA journal_mode") == ("wal",):
-            # In WAL mode this cannot corrupt the file: a power cut may undo the last
-            # batches, whole, and the next run does them again.
+        store.execute("PRAGMA temp_store = MEMORY")  # a full or read-only TMPDIR is no obstacle
+        if patience.wait(fetch, store, "PRAGMA journal_mode") == "wal":
+            # In WAL mode this cannot corrupt the file: a power cut may undo the last batches,
+            # whole, and the next run does them again.
             store.execute("PRAGMA synchronous = NORMAL")
-            # SQLite would checkpoint inside of COMMIT, where we cannot tell it from the
-            # write lock that it does not need; Courtesy does it between two batches.
-            store.execute("PRAGMA wal_autocheckpoint = 0")
-        patience.wait(store.execute, f"PRAGMA cache_size = -{CACHE_KIB}")
-        if not read_only:  # the beginning of a write: BEGIN alone is granted for a file that is not
-            (version,) = patience.wait(fetch, store, "PRAGMA user_version")
-            patience.wait(store.execute, "BEGIN IMMEDIATE")
-            store.execute(f"PRAGMA user_version = {version}")
-            store.execute("ROLLBACK")
+            # A -wal that begins anew is cut to this, so its size tells how much is in it.
+            store.execute(f"PRAGMA journal_size_limit = {LONG_WAL}")
     except BaseException:
         store.close()
         raise
@@ -894,7 +775,7 @@ def open_store(path: Path, patience: Patience, *, read_only: bool) -> sqlite3.Co
 
 
 def decode_text(text: bytes) -> str | bytes:
-    """Return a column's text, as bytes where it is not UTF-8, so that no row can end a run."""
+    """Return a column's text, as bytes if it is not UTF-8, so that no row can end a run."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -902,754 +783,390 @@ def decode_text(text: bytes) -> str | bytes:
 
 
 def fetch(store: sqlite3.Connection, sql: str, *parameters: object) -> Any:
-    """Return the first row of a query, None if there is none."""
-    return store.execute(sql, parameters).fetchone()
+    """Return the first value that a query gives, None if it gives no row."""
+    return next(iter(store.execute(sql, parameters).fetchone() or (None,)))
 
 
-def check_schema(store: sqlite3.Connection) -> None:
-    """Raise StoreError unless the store has what migration v21 brings, and can be written."""
-    if fetch(store, SELECT_SCHEMA, "schema_version"):
-        versions: list[tuple[int, int]] = []
-        if "version" in dict(store.execute(SELECT_COLUMNS, ("schema_version",))):
-            texts = store.execute("SELECT version FROM schema_version")
-            versions += filter(None, (parse_version(text) for (text,) in texts))
-        if versions and (newest := max(versions)) < MIGRATION:
-            raise StoreError(
-                f"the store is at schema version {'.'.join(map(str, newest))}.0, before 0.21.0: "
-                "apply AgentOS's migration v21 first"
-            )
-    if fetch(store, SELECT_SCHEMA, "task_audits") is None:
-        raise StoreError(
-            "the store has no table task_audits: name an AgentOS store with --db-path "
-            "(a copy of a WAL store needs its -wal)"
-        )
-    generated = dict(store.execute(SELECT_COLUMNS, ("task_audits",)))
-    if missing := [column for column in NEEDED_COLUMNS if column not in generated]:
-        raise StoreError(
-            f"task_audits has no column {', '.join(missing)}: "
-            "apply AgentOS's migration v21 (0.21.0) first"
-        )
-    if fixed := [column for column in FIELDS if generated[column]]:
-        raise StoreError(
-            f"task_audits.{fixed[0]} is a GENERATED column here, which nobody can write: "
-            "make it an ordinary one, or name another store with --db-path"
-        )
-    if not any(BY_ROWID in step for step in plan_of(store, READ_ROW, (0,))):
-        raise StoreError(
-            "task_audits.audit_id is not the INTEGER PRIMARY KEY of an ordinary table here: "
-            "name an AgentOS store with --db-path"
-        )
-    choose_updates(store, 1)
+def fetch_all(store: sqlite3.Connection, sql: str, *parameters: object) -> list[str]:
+    """Return the last value of each row, as text."""
+    return [str(value) for *_, value in store.execute(sql, parameters)]
 
 
-def choose_updates(store: sqlite3.Connection, rows: int) -> tuple[str, str | None]:
-    """Return the statement that fills a row, and one for so many; raise if one cannot be made.
+def check_schema(store: sqlite3.Connection) -> Schema:
+    """Raise StoreError unless the store has what migration v21 brings, and can be filled.
 
-    For each row they take the values and the audit_id. The second is None where SQLite would
-    walk the table for it and not search for each row, as after ANALYZE of a table of one row.
-
-    OR ABORT keeps ON CONFLICT REPLACE from deleting other rows; but it would override the
-    conflict clauses of the statements in triggers, so it stands only where it is needed.
+    Raises sqlite3.Error if a statement of ours cannot be prepared, for instance because a
+    trigger needs a function that is missing.
     """
-    schema = fetch(store, SELECT_SCHEMA, "task_audits")
-    conflict = schema is not None and re.search(r"\bCONFLICT\b", str(schema[0]), re.IGNORECASE)
-    clause = "OR ABORT" if conflict else ""
-    many = UPDATE_ROWS.format(clause, ", ".join(["(?, ?, ?)"] * rows))
-    steps = plan_of(store, many, (None, None, None) * rows)
-    return UPDATE_ROW.format(clause), many if any(BY_ROWID in step for step in steps) else None
+    version, migration = fetch(store, SCHEMA_VERSION), newest_migration(store)
+    if (0, 0) < migration < MIGRATION:
+        now = ".".join(map(str, migration))
+        raise StoreError(f"it is at schema version {now}.0: apply migration v21 (0.21.0) first")
+    table = fetch(store, SELECT_TABLE, "task_audits")
+    if table is None:
+        words = "it has no table task_audits: name an AgentOS store with --db-path"
+        raise StoreError(f"{words} (a copy of a WAL store needs its -wal)")
+    columns = fetch_all(store, SELECT_COLUMNS, "task_audits")
+    missing = ", ".join(column for column in NEEDED_COLUMNS if column not in columns)
+    if missing:
+        raise StoreError(f"task_audits has no column {missing}: apply migration v21 (0.21.0) first")
+    unique = set(FIELDS).intersection(fetch_all(store, SELECT_UNIQUE))
+    if unique and re.search(r"\bREPLACE\b", str(table), re.IGNORECASE):
+        raise StoreError(
+            f"{' and '.join(unique)} of task_audits is UNIQUE with ON CONFLICT REPLACE, so to fill "
+            "one row could delete another: rebuild the table without that"
+        )
+    plans = {
+        sql: "\n".join(fetch_all(store, f"EXPLAIN QUERY PLAN {sql}", *[None] * values))
+        for sql, values in STATEMENTS.items()
+    }
+    if BY_ROWID not in plans[UPDATE_ROW]:
+        words = "audit_id is no longer the INTEGER PRIMARY KEY of an ordinary table"
+        raise StoreError(f"{words}: rebuild task_audits as AgentOS makes it")
+    if any(map(WALK.search, plans.values())) and fetch(store, HAS_MANY_ROWS):
+        raise StoreError(
+            "SQLite would read the whole table for each batch, because ANALYZE once saw only a row "
+            "or two: run `PRAGMA analysis_limit=1000; ANALYZE task_audits`, then run again"
+        )
+    return Schema(version, migration, fetch_all(store, SELECT_TRIGGERS, "task_audits"))
 
 
-def plan_of(store: sqlite3.Connection, sql: str, parameters: Any) -> list[str]:
-    """Return the steps in which SQLite will carry out a query."""
-    return [step[3] for step in store.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+def newest_migration(store: sqlite3.Connection) -> tuple[int, int]:
+    """Return AgentOS's newest schema version, (0, 0) if it cannot be read.
 
-
-def parse_version(text: object) -> tuple[int, int] | None:
-    """Return '0.21.0' as (0, 21), 'v66' as (0, 66), None for what is no version.
-
-    Numbers, not letters, count: as text, 0.9.0 would be above 0.21.0.
+    '0.21.0' is (0, 21) and 'v66' is (0, 66): as text, 0.9.0 would sort above 0.21.0.
     """
-    match = VERSION.match(str(text))
-    if match is None:
-        return None
-    first, second = match.groups()
-    return (0, int(first)) if second is None else (int(first), int(second))
+    if "version" not in fetch_all(store, SELECT_COLUMNS, "schema_version"):
+        return 0, 0
+    found = map(VERSION.match, fetch_all(store, "SELECT version FROM schema_version"))
+    versions = ((int(match[1] or 0), int(match[2])) for match in found if match)
+    return max(versions, default=(0, 0))
 
 
-def count_pages(
-    store: sqlite3.Connection, first: int, last: int, patience: Patience
-) -> Iterator[Page]:
-    """Count the rows from one audit_id to another page by page, so that no read locks for long."""
+def count_table(
+    lock: WriteLock, first: int, last: int, rows: int, on_rows: Callable[[int], None]
+) -> list[Range]:
+    """Count what is between two audit_ids, so many rows at a time: no read locks for long.
+
+    Calls on_rows(rows so far). Raises sqlite3.Error or Interrupted.
+    """
+    ranges: list[Range] = []
     while first <= last:
-        patience.check()
-        row = patience.wait(fetch, store, COUNT_PAGE, first, PAGE_ROWS, last)
-        if not row[0]:
+        lock.patience.check()
+        values = (first, rows, last)
+        counted, end, *numbers = lock.patience.wait(
+            lambda values=values: lock.store.execute(COUNT_RANGE, values).fetchone()
+        )
+        if not counted:
             break
-        page = Page(row[0], first, *row[1:])
-        yield page
-        first = page.last + 1
+        ranges.append(Range(first, end, counted, *numbers))
+        on_rows(sum(range_.rows for range_ in ranges))
+        first = end + 1
+    return ranges
 
 
-def survey(
-    store: sqlite3.Connection, patience: Patience, on_rows: Callable[[int, int], None]
-) -> list[Page]:
-    """Count all rows of the table. Calls on_rows(rows so far, 0) after each page."""
-    first, last = patience.wait(fetch, store, SELECT_BOUNDS)
-    if first is None:
-        return []
-    steps = patience.wait(plan_of, store, COUNT_PAGE, (0, 1, 1))
-    steps += patience.wait(plan_of, store, READ_PAGE, {"first": 0, "last": 0})
-    scans = any(re.match("SCAN.* task_audits", step) for step in steps)
-    pages: list[Page] = []
-    rows = 0
-    for page in count_pages(store, first, last, patience):
-        pages.append(page)
-        rows += page.rows
-        if scans and len(pages) > 1:
-            raise StoreError(
-                "SQLite would read the whole table for each page, because ANALYZE once saw only a "
-                "row or two in it: run `PRAGMA analysis_limit=1000; ANALYZE task_audits`, then "
-                "run again"
-            )
-        on_rows(rows, 0)
-    return pages
+# --- The backup ---------------------------------------------------------------------------------
 
 
 def make_backup(
-    store: sqlite3.Connection,
-    path: Path,
-    target: Path,
-    patience: Patience,
-    on_pages: Callable[[int, int], None],
-) -> bool:
-    """Copy the store at `path` as it is at this moment to the new file `target`.
+    lock: WriteLock, store: Path, target: Path, on_page: Callable[[int, int], None]
+) -> None:
+    """Copy the store as it is at this moment to the new file `target`.
 
-    The copy is made in a folder beside it, which only we can enter, and takes its name when
-    it is whole. A read transaction holds one moment fast: in WAL mode writers go on beside
-    it, with a rollback journal their commits wait for its end.
+    The copy is made beside it as `NAME.partial`, readable by nobody else, and gets its name when
+    it is complete. One read transaction makes it one moment: in WAL mode writers go on meanwhile,
+    with a rollback journal their commits wait for the end.
 
-    Calls on_pages(pages copied, pages in all). Returns whether the copy has the store's
-    permissions, or fewer. Raises StoreError, OSError, sqlite3.Error or Interrupted, and
-    then leaves no file.
+    Calls on_page(pages copied, pages in all). Raises StoreError, OSError, sqlite3.Error or
+    Interrupted, and then leaves no file.
     """
-    for suffix in ("", *COMPANIONS):  # SQLite would play an old journal into the copy
-        if os.path.lexists(f"{target}{suffix}"):
-            taken = printable(f"{target}{suffix}", None)
-            raise StoreError(f"{taken} exists already: name a new file with --backup")
+    partial = target.with_name(f"{target.name}.partial")
+    for file in (partial, *(Path(f"{target}{suffix}") for suffix in ("", *COMPANIONS))):
+        if os.path.lexists(file):  # SQLite would play an old journal into the copy
+            left = "a killed run may have left it: remove it" if file == partial else "name another"
+            raise StoreError(f"{file} exists already: {left}, then run again")
 
     def on_step(_status: int, left: int, total: int) -> None:
-        if patience.signum is not None:
+        if lock.patience.signum is not None:
             raise Interrupted
-        on_pages(total - left, total)
+        on_page(total - left, total)
 
-    with tempfile.TemporaryDirectory(".partial", f"{target.name}.", target.parent) as folder:
-        partial = Path(folder, target.name)
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        store.execute("BEGIN")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        lock.store.execute("BEGIN")
+        lock.patience.wait(fetch, lock.store, "SELECT count(*) FROM sqlite_master")
+        with closing(sqlite3.connect(partial)) as copy:
+            lock.store.backup(copy, pages=BACKUP_PAGES, progress=on_step)
+        copy_mode(store, partial)
         try:
-            patience.wait(fetch, store, "SELECT count(*) FROM sqlite_master")
-            with closing(sqlite3.connect(partial)) as copy:
-                store.backup(copy, pages=BACKUP_PAGES, progress=on_step)
-        finally:
-            store.execute("ROLLBACK")
-        _copy_permissions(path, partial)
-        try:  # takes the name, which somebody else may have taken since we looked
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except FileExistsError:
-            raise StoreError(
-                f"{printable(target, None)} was made by somebody else meanwhile: "
-                "name a new file with --backup"
-            ) from None
-        try:
-            partial.replace(target)
-        except BaseException:
-            target.unlink()
-            raise
-    return not stat.S_IMODE(target.stat().st_mode) & ~stat.S_IMODE(path.stat().st_mode)
+            os.link(partial, target)  # never over an existing file
+        except OSError:
+            if os.path.lexists(target):
+                raise
+            partial.rename(target)  # on a file system without hard links
+    finally:
+        if lock.store.in_transaction:
+            lock.store.execute("ROLLBACK")
+        partial.unlink(missing_ok=True)
 
 
-def _copy_permissions(source: Path, copy: Path) -> None:
-    """Give `copy` the owner and mode of `source`; where that is not to be had, it keeps its own."""
+def copy_mode(source: Path, copy: Path) -> None:
+    """Give `copy` the owner and mode of `source`; where that cannot be, it stays private."""
     wanted = source.stat()
-    with suppress(OSError, AttributeError):  # a place, or a system, that has no owners or modes
+    with suppress(OSError, AttributeError):  # a user, a place or a system that may not
         os.chown(copy, wanted.st_uid, wanted.st_gid)
         copy.chmod(stat.S_IMODE(wanted.st_mode))
 
 
-def data_version(store: sqlite3.Connection) -> int:
-    """A number that changes when another connection has committed."""
-    version: int = fetch(store, "PRAGMA data_version")[0]
-    return version
+# --- A batch --------------------------------------------------------------------------------------
 
 
-def triggers_of(store: sqlite3.Connection) -> list[str]:
-    """The triggers on the table, by name: where there is one, writing a row may change others."""
-    return [name for (name,) in store.execute(SELECT_TRIGGERS)]
+class Batch(NamedTuple):
+    """The first `size` rows from an audit_id on, as they were read and planned."""
+
+    first: int
+    end: int  # where its range ends
+    size: int  # rows of the table, open or not
+    version: int  # the store's data_version before the read began
+    plans: list[Plan]  # for the open rows
+    last: int  # the last audit_id that it covers
 
 
-class Moment(NamedTuple):
-    """What tells, compared with a later one, whether others were at the store meanwhile."""
-
-    data_version: int
-    schema_version: int  # changes with the schema
+class RolledBack(Exception):
+    """A refused row undid the whole transaction of its batch."""
 
 
-def moment_of(store: sqlite3.Connection) -> Moment:
-    return Moment(data_version(store), fetch(store, "PRAGMA schema_version")[0])
+def read_batch(store: sqlite3.Connection, first: int, end: int, size: int, version: int) -> Batch:
+    """Read and plan the open rows among the first `size` rows between two audit_ids.
 
-
-def file_at(path: Path) -> tuple[int, int] | None:
-    """Return what tells one file from another, None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def check_place(path: Path, place: tuple[int, int] | None) -> None:
-    """Raise StoreError unless the file at `path` is still the one that file_at() gave."""
-    if file_at(path) != place:
-        raise StoreError(
-            f"{printable(path, None)} is not the file any more that was filled, but was moved or "
-            "replaced meanwhile: end the agents, move the -wal and -shm beside it to where the old "
-            "file went (what is written last is in them, and they would ruin another file), then "
-            "run again on the file that the agents use"
-        )
-
-
-# --- Reading: the pages with rows to fill ------------------------------------------------------
-
-
-class Stretch(NamedTuple):
-    """The plans for the open rows of a page, or for the first of them, in PAGE_BYTES."""
-
-    plans: list[Plan]
-    size: int  # of their payloads in memory, in bytes
-    rest: Page | None  # of the page, which is still to be read
-
-
-def read_page(
-    store: sqlite3.Connection,
-    page: Page,
-    version: int,
-    turn: AbstractContextManager[object],
-) -> Stretch:
-    """Read and plan the open rows of a page; `version` and `turn` are ReadAhead's.
-
-    SQLite's own decoding is the fast one; where a text is not UTF-8 the page is read again.
+    Each payload is planned as it comes, then dropped: a batch takes little memory.
     """
-    store.text_factory = str
-    try:
-        with turn:
-            rows, size, rest = _read_rows(store, page)
-    except sqlite3.OperationalError as error:
-        if primary_code(error) is not None:  # an error of SQLite's, not of Python's decoding
-            raise
-        store.text_factory = decode_text
-        with turn:
-            rows, size, rest = _read_rows(store, page)
-    except sqlite3.DataError as error:
-        raise StoreError(
-            f"the row that is to be filled after audit_id {_last_readable(store, page)} is longer "
-            f"than this SQLite reads ({error}): fill or delete it elsewhere, then run again"
-        ) from error
-    finally:
-        store.text_factory = decode_text
-    return Stretch([plan_row(row, version) for row in rows], size, rest)
-
-
-def _read_rows(store: sqlite3.Connection, page: Page) -> tuple[list[Row], int, Page | None]:
-    rows: list[Row] = []
-    size = 0
-    with closing(store.execute(READ_PAGE, {"first": page.first, "last": page.last})) as found:
-        for row in found:
-            if row[0] > page.last:
-                break
-            rows.append(row)
-            size += size_of(row[2])
-            if size >= PAGE_BYTES and row[0] < page.last:
-                return rows, size, page._replace(first=row[0] + 1)
-    return rows, size, None
-
-
-def size_of(payload: object) -> int:
-    """Return the bytes that a payload takes in memory: a letter that is not ASCII up to four."""
-    if isinstance(payload, str) and payload.isascii():
-        return len(payload)
-    return sys.getsizeof(payload)
-
-
-def _last_readable(store: sqlite3.Connection, page: Page) -> int:
-    """Return the audit_id before the first row of a page that cannot be read."""
-    store.text_factory = bytes
-    readable = page.first - 1
-    with suppress(sqlite3.DataError):
-        for (audit_id,) in store.execute(READ_IDS, (page.first, page.last)).fetchall():
-            fetch(store, READ_ROW, audit_id)
-            readable = audit_id
-    return readable
+    plans = []
+    looked_at = 0
+    for payload, *columns in store.execute(READ_BATCH, (first, size, end)):
+        row = Row._make(columns)
+        looked_at += 1
+        if row.is_open:
+            plans.append(plan_row(payload, row))
+    last = row.audit_id if looked_at == size else end
+    return Batch(first, end, size, version, plans, last)
 
 
 class ReadAhead:
-    """Reads and plans the next pages in a thread, while a batch is written.
+    """Reads the next batch in a thread, on a connection of its own, while this one is written.
 
-    The two go on side by side, because SQLite writes a batch without Python's lock. `store`
-    is a connection of its own, None where nothing is to be read ahead: with a rollback
-    journal a read would keep the COMMIT waiting.
-
-    `turn` is held while a read is open, or to keep one from being opened; never call take()
-    or finish() with it.
+    SQLite writes a batch without Python's lock, so the two go on side by side. Not with a
+    rollback journal (`store` is None then): a read would hold up our own COMMIT.
     """
 
     def __init__(self, store: sqlite3.Connection | None) -> None:
-        self.turn = threading.RLock()
         self._store = store
-        self._begun: dict[Page, Future[Stretch]] = {}
-        self._worker: ThreadPoolExecutor | None = None
-        self._switch_seconds = sys.getswitchinterval()
-        if store is not None and sqlite3.threadsafety > 0:
+        self._worker = ThreadPoolExecutor(1)
+        self._begun: Future[Batch] | None = None
+
+    def begin(self, first: int, end: int, size: int, version: int) -> None:
+        """Begin to read a batch, as read_batch() does."""
+        if self._store is not None:
             with suppress(RuntimeError):  # no thread is to be had
-                worker = ThreadPoolExecutor(1)
-                worker.submit(int)  # starts it now, where nothing is half done
-                self._worker = worker
-                sys.setswitchinterval(SWITCH_SECONDS)
+                self._begun = self._worker.submit(
+                    read_batch, self._store, first, end, size, version
+                )
 
-    def begin(self, pages: Iterable[Page], version: int) -> None:
-        """Begin to read pages, as far as there is room.
+    def take(self, first: int) -> Batch | None:
+        """Return the batch if it was read and begins there; None if it is still to be read.
 
-        `version` is the store's data_version when we last looked; it may have moved since.
+        Any error counts as not read: it is met again where it can be waited for or told.
         """
-        if self._worker is not None and self._store is not None:
-            for page in pages:
-                if page not in self._begun and len(self._begun) < PAGES_AHEAD:
-                    self._begun[page] = self._worker.submit(
-                        read_page, self._store, page, version, self.turn
-                    )
-
-    def take(self, page: Page) -> Stretch | None:
-        """Return what was read of a page, None if it is still to be read.
-
-        So it is after any error: it will be met again where it can be waited for or told.
-        """
-        begun = self._begun.pop(page, None)
-        return None if begun is None or begun.exception() is not None else begun.result()
+        self.finish()
+        begun, self._begun = self._begun, None
+        if begun is None or begun.exception() is not None or begun.result().first != first:
+            return None
+        return begun.result()
 
     def finish(self) -> None:
-        """Wait until all that was begun is read and planned."""
-        futures.wait(self._begun.values())
+        """Wait until no read of the thread's is open."""
+        futures.wait([self._begun] if self._begun else [])
 
     def close(self) -> None:
-        """End the thread."""
-        if self._worker is not None:
-            self._worker.shutdown(cancel_futures=True)
-            sys.setswitchinterval(self._switch_seconds)
+        """End the thread, then close its connection."""
+        self._worker.shutdown()
+        if self._store is not None:
+            self._store.close()
 
 
-# --- One batch ---------------------------------------------------------------------------------
+def backfill_batch(lock: WriteLock, batch: Batch) -> tuple[Batch, list[Plan]]:
+    """Write a batch in one transaction.
 
-
-def checkpoint(store: sqlite3.Connection) -> int:
-    """Copy what is in the WAL to the file; return the bytes of one that cannot begin anew, else 0.
-
-    It locks out nobody.
+    Returns the batch as it was under the lock, and what became of its rows; a row that was no
+    longer open has no outcome. A batch with nothing to write takes no lock. Raises sqlite3.Error
+    if the store cannot be written, and RolledBack if the batch must be done again row by row.
     """
-    _, frames, done = fetch(store, "PRAGMA wal_checkpoint(PASSIVE)")
-    if done >= frames:
-        return 0
-    (page_size,) = fetch(store, "PRAGMA page_size")
-    size: int = frames * page_size
-    return size
+    if all(plan.values == NOTHING for plan in batch.plans):
+        return batch, batch.plans
+    with lock.transaction():
+        if lock.changed_since(batch.version):
+            batch = read_batch(lock.store, batch.first, batch.end, batch.size, batch.version)
+        # A batch UPDATE computes every value before it writes the first row. So a trigger on one
+        # row could not protect another, and each row is read and written by itself.
+        by_row = lock.schema.triggers or len(batch.plans) == 1
+        if not by_row and write_rows(lock.store, batch.plans):
+            return batch, batch.plans
+        outcomes = []
+        for plan in batch.plans:
+            if lock.store.in_transaction:
+                outcome = write_row(lock.store, plan.row.audit_id)
+                # What write_rows() wrote before it came to a refused row is no longer open.
+                outcomes.append(outcome if by_row else outcome or plan)
+        if not lock.store.in_transaction and len(batch.plans) > 1:
+            raise RolledBack
+    return batch, [outcome for outcome in outcomes if outcome is not None]
 
 
-def choose_rest(locked: float, unlocked: float, *, company: bool) -> float:
-    """Return how long to rest before a batch, in seconds.
-
-    `locked` is how long the last batch held the write lock, `unlocked` how long it has
-    been free since. SQLite's waiters poll, with growing sleeps: whether they get in
-    depends on the share of the time that the lock is free, and not only on how long it
-    is held. Alone, we leave enough of it for another writer to get in and be noticed.
-    """
-    share = FREE_SHARE_IN_COMPANY if company else FREE_SHARE_ALONE
-    return min(max(0.0, locked * share / (1 - share) - unlocked), LONGEST_REST)
-
-
-class Courtesy:
-    """Opens transactions, with a rest before each, so that other processes get their turn.
-
-    Knows, too, whether others committed, and with what statements rows are filled since then:
-    `update` fills one, `update_rows` up to `rows`, what is left of its parameters being NULL.
-    `on_held_up` is called once, with the size of the -wal in bytes, where another process's
-    open read holds a checkpoint up.
-    """
-
-    def __init__(
-        self,
-        store: sqlite3.Connection,
-        patience: Patience,
-        ahead: ReadAhead,
-        *,
-        pause: float,
-        rows: int,
-    ) -> None:
-        self._store = store
-        self._patience = patience
-        self.ahead = ahead
-        self._pause = pause
-        self.rows = rows
-        self.on_held_up: Callable[[int], None] | None = None
-        self._company_until = self._released = -math.inf
-        self._locked = self._written = 0.0  # seconds
-        self._is_wal = patience.wait(fetch, store, "PRAGMA journal_mode") == ("wal",)
-        self._moment = patience.wait(moment_of, store)
-        patience.wait(self._look_at_table)
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Rest, take the write lock, and commit at the end; on an error roll back.
-
-        With a rollback journal a COMMIT waits for readers while it keeps new ones out.
-        EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
-        """
-        checkpointed = self.bound_wal()
-        self._rest()
-        slices = itertools.chain(LOCK_SLICES, itertools.repeat(LOCK_SLICES[-1]))
-        # After a checkpoint the WAL begins anew, if no read is open.
-        with self.ahead.turn if checkpointed else nullcontext():
-            self._patience.wait(lambda: self._lock(next(slices)))
-            locked_at = time.monotonic()
-            try:
-                self._look()
-                yield
-                if self._store.in_transaction:
-                    self._store.execute("COMMIT")
-            finally:
-                if self._store.in_transaction:
-                    self._store.execute("ROLLBACK")
-                self._released = time.monotonic()
-                self._locked = self._released - locked_at
-                self._written += self._locked
-
-    def _lock(self, seconds: float) -> None:
-        self._store.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
-        self._store.execute("BEGIN EXCLUSIVE")
-
-    def may_read_ahead(self) -> bool:
-        """Whether a batch will go in one statement, which alone a thread does not hold up.
-
-        In company it hardly does; and there reading is a part of the rest that others need.
-        """
-        alone = time.monotonic() >= self._company_until
-        return alone and not self._has_triggers and self.update_rows is not None
-
-    def unchanged(self, batch: Iterable[Plan]) -> bool:
-        """Whether no row had changed, when we last looked, since it was read.
-
-        Rows that were read ahead may have been read before those in front of them.
-        """
-        read_at = {plan.data_version for plan in batch}
-        return read_at == {self.data_version} and not self._has_triggers
-
-    @property
-    def data_version(self) -> int:
-        """The store's, when we last looked."""
-        return self._moment.data_version
-
-    def look_around(self) -> None:
-        """See whether others committed. Raises sqlite3.Error or Interrupted."""
-        self._patience.wait(self._look)
-
-    def _look(self) -> None:
-        if data_version(self._store) != self._moment.data_version:
-            now = moment_of(self._store)
-            if now.schema_version != self._moment.schema_version:
-                self._look_at_table()  # first: where a lock is in the way, all is done again
-            self._company_until = time.monotonic() + COMPANY_SECONDS
-            self._moment = now
-
-    def _look_at_table(self) -> None:
-        self._has_triggers = bool(triggers_of(self._store))
-        self.update, self.update_rows = choose_updates(self._store, self.rows)
-
-    def bound_wal(self) -> bool:
-        """Checkpoint if it is time; return whether it was. Raises sqlite3.Error or Interrupted."""
-        if not self._is_wal or self._written <= CHECKPOINT_SECONDS:
-            return False
-        self._written = 0.0
-        size = self._patience.wait(checkpoint, self._store)
-        if size > 0:  # perhaps because of a read of ours
-            with self.ahead.turn:
-                size = self._patience.wait(checkpoint, self._store)
-        if size >= HELD_UP_BYTES and self.on_held_up is not None:
-            self.on_held_up(size)
-            self.on_held_up = None
-        return True
-
-    def _rest(self) -> None:
-        """Wait until others have had their share."""
-        self.look_around()
-        if not self.may_read_ahead():
-            self.ahead.finish()
-        now = time.monotonic()
-        rest = choose_rest(self._locked, now - self._released, company=now < self._company_until)
-        self._patience.sleep(self._pause * (self._locked > 0) + rest)
-
-
-def backfill_batch(
-    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy, outcomes: list[Plan]
-) -> None:
-    """Write a batch in one transaction; once more, with savepoints, if a row is refused.
-
-    `outcomes`, a plan for each row as it was carried out, grows with every transaction that
-    is committed, so that it is right also after an error: sqlite3.Error where the store cannot
-    be written, Interrupted where a signal came while it was locked. A row that is open no more
-    has no outcome.
-    """
-    if all(plan.values == NOTHING for plan in batch):
-        courtesy.look_around()
-        if courtesy.unchanged(batch):
-            outcomes += batch
-            return
-    with courtesy.transaction():
-        done = fill_at_once(store, batch, courtesy)
-        if done is None and store.in_transaction:
-            store.execute("ROLLBACK")
-    if done is not None:
-        outcomes += done
-    else:
-        fill_one_by_one(store, batch, courtesy, outcomes)
-
-
-def fill_at_once(
-    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy
-) -> list[Plan] | None:
-    """Write rows; return what became of them, or None, with some written, if one is refused."""
-    cursor = store.cursor()
+def write_rows(store: sqlite3.Connection, plans: Sequence[Plan]) -> bool:
+    """Write a batch at once; return whether that went through for every row."""
+    to_write = [plan for plan in plans if plan.values != NOTHING]
+    values = [value for plan in to_write for value in (*plan.values, plan.row.audit_id)]
+    width = 3 * ROWS_PER_STATEMENT
+    values += [None] * (-len(values) % width)
+    written = 0
     try:
-        if courtesy.update_rows is not None and courtesy.unchanged(batch):
-            written = (plan for plan in batch if plan.values != NOTHING)
-            parameters = [value for plan in written for value in (*plan.values, plan.row[0])]
-            width = 3 * courtesy.rows
-            for at in range(0, len(parameters), width):
-                part = parameters[at : at + width]
-                cursor.execute(courtesy.update_rows, part + [None] * (width - len(part)))
-            return list(batch)
-        done = [fill_one(cursor, plan, courtesy.update) for plan in batch]
-        return [plan for plan in done if plan is not None]
+        for at in range(0, len(values), width):
+            written += store.execute(UPDATE_ROWS, values[at : at + width]).rowcount
     except sqlite3.Error as error:
-        if is_nobodys_row(error):
+        if is_no_rows_fault(error):
             raise
-        return None
+    return written == len(to_write)
 
 
-def fill_one_by_one(
-    store: sqlite3.Connection, batch: Sequence[Plan], courtesy: Courtesy, outcomes: list[Plan]
-) -> None:
-    """Write a batch in one transaction, each row in a savepoint; leave out what is refused.
+def write_row(store: sqlite3.Connection, audit_id: int) -> Plan | None:
+    """Read, plan and write one row; return what became of it, None if it is no longer open.
 
-    A refusal by RAISE(ROLLBACK) ends the transaction and undoes what was before it: that is
-    done again in one of its own, and what follows in another.
+    A refused row leaves no trace. But RAISE(ROLLBACK) in a trigger ends the transaction.
     """
-    parts = [batch]
-    while parts:
-        part = parts.pop()
-        done: list[Plan] = []
-        with courtesy.transaction():
-            for at, plan in enumerate(part):
-                outcome = fill_or_refuse(store, plan, courtesy.update)
-                if not store.in_transaction:
-                    done = []
-                    parts += filter(None, (part[at + 1 :], part[:at]))
-                if outcome is not None:
-                    done.append(outcome)
-                if not store.in_transaction:
-                    break
-        outcomes += done
-
-
-def fill_or_refuse(store: sqlite3.Connection, plan: Plan, update: str) -> Plan | None:
-    """Write a row, as fill_one() does; any error is its own, and leaves no trace."""
-    store.execute("SAVEPOINT one_row")
-    try:
-        outcome = fill_one(store.cursor(), plan, update)
-    except sqlite3.Error as error:
-        if is_nobodys_row(error):
-            raise
-        if store.in_transaction:
-            store.execute("ROLLBACK TO one_row")
-        outcome = refuse(plan, str(error))
-    if store.in_transaction:
-        store.execute("RELEASE one_row")
-    return outcome
-
-
-def fill_one(cursor: sqlite3.Cursor, plan: Plan, update: str) -> Plan | None:
-    """Write a row; one that was changed since it was planned is read and planned anew.
-
-    Returns what became of it, None if it is open no more.
-    """
-    if (
-        plan.values != NOTHING
-        and cursor.execute(update + IF_UNCHANGED, (*plan.values, *plan.row)).rowcount
-    ):
+    plan = next(iter(read_batch(store, audit_id, audit_id, 1, 0).plans), None)
+    if plan is None or plan.values == NOTHING:
         return plan
-    row = cursor.execute(READ_ROW, (plan.audit_id,)).fetchone()
-    if row is None:
-        return None
-    if row != plan.row:
-        plan = plan_row(row)
-    if (
-        plan.values != NOTHING
-        and not cursor.execute(update, (*plan.values, plan.audit_id)).rowcount
-    ):
-        return refuse(plan, "the update was ignored, by a trigger")
-    return plan
+    store.execute("SAVEPOINT one_row")
+    reason = "a trigger ignored the update"
+    try:
+        if store.execute(UPDATE_ROW, (*plan.values, audit_id)).rowcount:
+            store.execute("RELEASE one_row")
+            return plan
+    except sqlite3.Error as error:
+        if is_no_rows_fault(error):
+            raise
+        reason = str(error)
+    if store.in_transaction:
+        store.execute("ROLLBACK TO one_row")
+        store.execute("RELEASE one_row")
+    return Plan(plan.row, NOTHING, kind_of(NOTHING, "refused"), NOTHING, reason)
 
 
-def is_nobodys_row(error: sqlite3.Error) -> bool:
+def is_no_rows_fault(error: sqlite3.Error) -> bool:
     """Whether an error while a row is written is not that row's, and ends the run."""
-    code = primary_code(error)
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary one
     missing = code == sqlite3.SQLITE_ERROR and str(error).startswith(MISSING)
-    return missing or code is None or code in NOBODYS_ROW
+    return missing or code in NO_ROWS_FAULT
 
 
-# --- The run -------------------------------------------------------------------------------------
-
-
-def utc_now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+# --- The run and its figures ----------------------------------------------------------------------
 
 
 @dataclass
-class Summary:
-    """The figures of a run; they hold at every moment of it, also after a failure."""
+class Figures:
+    """What a run says of itself: the keys of the JSON summary."""
 
+    status: str  # completed, interrupted or failed
     db_path: str
     dry_run: bool
     batch_size: int
-    started_at: str = field(default_factory=utc_now)
-    status: str = "failed"
-    error: str | None = None
-    backup: Path | None = None
-    backup_size: int = 0  # bytes
-    pages: list[Page] | None = None  # None before the rows are counted
     batches: int = 0
+    supervisor_rows: int = 0
+    already_filled: int = 0
+    to_fill: int = 0
+    filled: int = 0
+    left_null: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LEFT_NULL, 0))
+    gone: int = 0
+    undone: int = 0
+    sources: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {
+            column: dict.fromkeys((*names, FALLBACK), 0) for column, names in FIELDS.items()
+        }
+    )
+    unusable: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FIELDS, 0))
+    coverage_before_pct: float | None = None
+    coverage_after_pct: float | None = None
+    elapsed_seconds: float = 0.0
+    rows_per_second: float = 0.0
+    version: str = __version__
+    started_at: str = field(default_factory=lambda: time.strftime(UTC_FORMAT, time.gmtime()))
+    error: str | None = None
+    backup: str | None = None
+
+
+@dataclass
+class Summary(Figures):
+    """The figures of a run, and what they are worked out from. They hold at every moment of it."""
+
+    interrupted_by: str | None = None  # the name of a signal
+    ranges: list[Range] = field(default_factory=list)
     kinds: Counter[Kind] = field(default_factory=Counter)
     examples: dict[Kind, Plan] = field(default_factory=dict)
-    left_open: Counter[int] = field(default_factory=Counter)  # rows left NULL, by page
-    gone: int = 0
-    appeared: int = 0  # rows that were not among those to fill, but are
-    recount: list[Page] | None = None  # of `pages`, what they hold at the end
-    undone: int = 0
-    elapsed_seconds: float = 0.0
-    interrupted_by: str | None = None  # the name of a signal
-
-    def add(self, outcomes: Sequence[Plan]) -> None:
-        """Count what became of rows."""
-        kinds = Counter(map(attrgetter("kind"), outcomes))
-        self.kinds.update(kinds)
-        for kind in kinds.keys() - self.examples.keys():
-            example = next(plan for plan in outcomes if plan.kind == kind)
-            self.examples[kind] = example._replace(row=(*example.row[:2], None, *example.row[3:]))
-        for plan in outcomes:
-            if plan.kind.left_null is not None:
-                page = bisect_right(self.pages or [], plan.audit_id, key=attrgetter("first")) - 1
-                self.left_open[page] += 1
+    left_open: Counter[Range] = field(default_factory=Counter)  # rows left NULL
+    expected: int = 0  # open rows of the range at hand that have not been met
 
     @property
     def reached(self) -> int:
-        """Rows to fill that the run has come to."""
-        return self.kinds.total() + self.gone
-
-    @property
-    def to_fill(self) -> int:
-        return sum(page.open_rows for page in self.pages or []) + self.appeared
-
-    @property
-    def already_filled(self) -> int:
-        return sum(page.supervisor_rows - page.open_rows for page in self.pages or [])
-
-    @property
-    def supervisor_rows(self) -> int:
-        return self.already_filled + self.to_fill
-
-    def left_null(self, reason: str | None) -> int:
-        """How many rows stayed NULL for this reason; for None, how many were filled."""
-        return sum(number for kind, number in self.kinds.items() if kind.left_null == reason)
-
-    @property
-    def filled(self) -> int:
-        return self.left_null(None)
+        """How many of the rows to fill the run has come to."""
+        return self.filled + sum(self.left_null.values()) + self.gone
 
     @property
     def wrote(self) -> bool:
-        """Whether a value was written, or would be."""
-        return any(kind.sources != NOTHING for kind in self.kinds)
+        """Whether a value was written, or in a dry run would be."""
+        return any(any(counts.values()) for counts in self.sources.values())
 
-    def sources(self) -> dict[str, dict[str, int]]:
-        """How many values of each column were written from each field."""
-        return {
-            column: {
-                name: sum(n for kind, n in self.kinds.items() if kind.sources[at] == name)
-                for name in (*names, FALLBACK)
-            }
-            for at, (column, names) in enumerate(FIELDS.items())
-        }
+    def begin(self, ranges: list[Range]) -> None:
+        """Take over what was counted at the start."""
+        self.ranges = ranges
+        self.supervisor_rows = sum(counted.supervisor_rows for counted in ranges)
+        self.to_fill = sum(counted.open_rows for counted in ranges)
+        self.already_filled = self.supervisor_rows - self.to_fill
+        self.coverage_before_pct = percent(self.already_filled, self.supervisor_rows)
 
-    def unusable(self) -> dict[str, int]:
-        """In how many rows a payload field was passed over, for each column."""
-        return {
-            column: sum(n for kind, n in self.kinds.items() if kind.passed_over[at] is not None)
-            for at, column in enumerate(FIELDS)
-        }
+    def add(self, counted: Range, batch: Batch, outcomes: Sequence[Plan]) -> None:
+        """Count what became of a batch's rows; those that opened since the count are added."""
+        found = len(batch.plans)
+        self.batches += 1
+        self.to_fill += max(0, found - self.expected)
+        self.expected = max(0, self.expected - found)
+        self.gone += found - len(outcomes) + (self.expected if batch.last >= counted.last else 0)
+        for kind, number in Counter(outcome.kind for outcome in outcomes).items():
+            if kind not in self.kinds:
+                self.examples[kind] = next(plan for plan in outcomes if plan.kind == kind)
+            self.kinds[kind] += number
+            if kind.left_null is None:
+                self.filled += number
+            else:
+                self.left_null[kind.left_null] += number
+                self.left_open[counted] += number
+            for column, source in zip(FIELDS, kind.sources, strict=True):
+                if source is not None:
+                    self.sources[column][source] += number
+        for skipped in (outcome.skipped for outcome in outcomes if outcome.skipped != NOTHING):
+            for column, field_in_words in zip(FIELDS, skipped, strict=True):
+                self.unusable[column] += field_in_words is not None
 
-    @property
-    def coverage_before(self) -> float | None:
-        if self.pages is None:
-            return None
-        return percent(self.already_filled, sum(page.supervisor_rows for page in self.pages))
+    def end(self, seconds: float) -> None:
+        """Work out the figures that take the others."""
+        still_open = self.to_fill - self.filled - self.gone
+        rows = self.supervisor_rows - self.gone
+        if self.coverage_after_pct is None:
+            self.coverage_after_pct = percent(rows - still_open, rows)
+        self.elapsed_seconds = round(seconds, 3)
+        self.rows_per_second = round(self.reached / seconds, 1) if seconds else 0.0
 
-    @property
-    def coverage_after(self) -> float | None:
-        """Percent of the Supervisor's rows with both columns set, as counted again if need be."""
-        if self.pages is None:
-            return None
-        if self.recount is None:
-            filled = self.already_filled + self.filled
-            return percent(filled, self.supervisor_rows - self.gone)
-        rows = sum(page.supervisor_rows for page in self.recount)
-        return percent(rows - sum(page.open_rows for page in self.recount), rows)
-
-    @property
-    def rows_per_second(self) -> float:
-        return self.reached / self.elapsed_seconds if self.elapsed_seconds else 0.0
-
-    def as_json(self) -> dict[str, object]:
-        """The summary's JSON object."""
-        return {
-            "status": self.status,
-            "db_path": self.db_path,
-            "dry_run": self.dry_run,
-            "batch_size": self.batch_size,
-            "batches": self.batches,
-            "supervisor_rows": self.supervisor_rows,
-            "already_filled": self.already_filled,
-            "to_fill": self.to_fill,
-            "filled": self.filled,
-            "left_null": {reason: self.left_null(reason) for reason in LEFT_NULL},
-            "gone": self.gone,
-            "undone": self.undone,
-            "sources": self.sources(),
-            "unusable": self.unusable(),
-            "coverage_before_pct": self.coverage_before,
-            "coverage_after_pct": self.coverage_after,
-            "elapsed_seconds": round(self.elapsed_seconds, 3),
-            "rows_per_second": round(self.rows_per_second, 1),
-            "version": __version__,
-            "started_at": self.started_at,
-            "error": self.error,
-            "backup": None if self.backup is None else str(self.backup),
-        }
+    def as_json(self) -> str:
+        return json.dumps({figure.name: getattr(self, figure.name) for figure in fields(Figures)})
 
 
 def percent(part: int, whole: int) -> float:
@@ -1657,142 +1174,176 @@ def percent(part: int, whole: int) -> float:
     return part * 1_000_000 // whole / 10_000 if whole else 100.0
 
 
-def fill_rows(
-    store: sqlite3.Connection,
-    summary: Summary,
-    courtesy: Courtesy,
-    patience: Patience,
-    on_batch: Callable[[Sequence[Plan]], None],
-) -> None:
-    """Go through all rows to fill, batch by batch, and keep `summary` up to date.
+def run(options: argparse.Namespace, summary: Summary, screen: "Screen", patience: Patience) -> int:
+    """Fill or verify the store; say in `summary` how it ended, and return the exit code."""
+    try:
+        if options.verify:
+            return verify(options, patience)
+        fill_store(options, summary, screen, patience)
+    except Interrupted:
+        signum = signal.Signals(patience.signum or signal.SIGINT)
+        summary.status, summary.interrupted_by = "interrupted", signum.name
+        return EXIT_SIGNAL + signum
+    except (StoreError, sqlite3.Error, OSError, MemoryError) as error:
+        summary.error = explain(error, options)
+        return EXIT_FAILED
+    summary.status = "completed"
+    return EXIT_DONE
 
-    A dry run does the same without writing. Calls on_batch(outcomes) after each batch.
-    Raises sqlite3.Error, StoreError, or Interrupted between two batches.
-    """
-    stretches = read_stretches(store, summary, courtesy, patience)
-    for batch in cut_into_batches(stretches, summary.batch_size):
-        patience.check()
-        outcomes: list[Plan] = []
+
+def fill_store(
+    options: argparse.Namespace, summary: Summary, screen: "Screen", patience: Patience
+) -> None:
+    """Check the store, back it up, count its rows, fill them, and count again if need be."""
+    path = find_store(options.db_path)
+    open_log(options, path)
+    distant = distant_file_system(path)
+    if distant is not None:
+        words = "is not known to be a local file system: every process must use the same mount"
+        log.log(NOTE, "%s is on %s, which %s", printable(path), printable(distant), words)
+    with closing(open_store(path, patience, read_only=options.dry_run)) as store:
+        lock = WriteLock(store, patience, options.pause)
+        schema, version = lock.schema, patience.wait(fetch, store, DATA_VERSION)
+        is_wal = patience.wait(fetch, store, "PRAGMA journal_mode") == "wal"
+        if options.backup is not None and not options.dry_run:
+            screen.start("Backup", "pages")
+            make_backup(lock, path, Path(os.path.abspath(options.backup)), screen.update)  # noqa: PTH100
+            summary.backup = str(options.backup)
+        began = time.monotonic()
         try:
-            if summary.dry_run:
-                outcomes += batch
-            else:
-                backfill_batch(store, batch, courtesy, outcomes)
-            summary.gone += len(batch) - len(outcomes)
-            summary.batches += 1
+            screen.start("Counting", "rows")
+            last = patience.wait(fetch, store, SELECT_LAST)
+            first, rows = -(2**63), max(options.batch_size, LEAST_RANGE)
+            end = first - 1 if last is None else last
+            summary.begin(count_table(lock, first, end, rows, screen.update))
+            screen.start("Dry run" if options.dry_run else "Filling", "rows")
+            reader = None
+            if is_wal and not options.dry_run:
+                reader = open_store(path, patience, read_only=True)
+            with closing(ReadAhead(reader)) as ahead:
+                patience.before_stop = ahead.finish
+                fill_rows(lock, ahead, path, summary, screen)
+            screen.end(summary.to_fill)
+            changed = patience.wait(fetch, store, DATA_VERSION) != version
+            if not options.dry_run and (changed or lock.schema.triggers):
+                screen.start("Checking", "rows")
+                count_again(lock, summary, schema, screen.update)
         finally:
-            summary.add(outcomes)
-            on_batch(outcomes)
+            if summary.coverage_before_pct is not None:
+                summary.end(time.monotonic() - began)
 
 
-def cut_into_batches(stretches: Iterable[Stretch], rows: int) -> Iterator[list[Plan]]:
-    """Yield so many plans at a time, or fewer where their payloads are large: BATCH_BYTES."""
-    batch: list[Plan] = []
-    size = 0
-    for stretch in stretches:
-        plans = stretch.plans
-        size += stretch.size
-        while plans:
-            room = rows - len(batch)
-            batch += plans[:room]
-            plans = plans[room:]
-            if len(batch) == rows or size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], stretch.size if plans else 0
-    if batch:
-        yield batch
-
-
-def read_stretches(
-    store: sqlite3.Connection, summary: Summary, courtesy: Courtesy, patience: Patience
-) -> Iterator[Stretch]:
-    """Read all rows to fill by ascending rowid; while one is yielded, `store` has no read open."""
-    pages = [page for page in summary.pages or [] if page.open_rows]
-    for at, page in enumerate(pages):
-        expected = page.open_rows
-        rest: Page | None = page
-        while rest is not None:
-            patience.check()
-            version = courtesy.data_version
-            stretch = courtesy.ahead.take(rest)
-            if stretch is None:
-                stretch = patience.wait(read_page, store, rest, version, courtesy.ahead.turn)
-            found, rest = len(stretch.plans), stretch.rest
-            summary.appeared += max(0, found - expected)
-            expected = max(0, expected - found)
-            if courtesy.may_read_ahead():
-                coming = pages[at + 1 : at + 1 + PAGES_AHEAD]
-                courtesy.ahead.begin(coming if rest is None else [rest, *coming], version)
-            yield stretch
-        summary.gone += expected
-
-
-def check_result(
-    store: sqlite3.Connection,
-    summary: Summary,
-    patience: Patience,
-    before: Moment,
-    on_page: Callable[[int, int], None],
+def fill_rows(
+    lock: WriteLock, ahead: ReadAhead, path: Path, summary: Summary, screen: "Screen"
 ) -> None:
-    """Count again what others, or a trigger, may have changed since `before`.
+    """Go through the ranges with open rows, batch by batch, and keep `summary` up to date.
 
-    Raises StoreError where rows have a NULL again that the run did not leave there. Calls
-    on_page(pages, pages in all).
+    A dry run does the same without writing. Raises sqlite3.Error, StoreError, or Interrupted
+    between two batches.
     """
-    now = patience.wait(moment_of, store)
-    triggers = patience.wait(triggers_of, store)
-    migrated = now.schema_version != before.schema_version
-    if triggers or migrated or now.data_version != before.data_version:
-        count_again(store, summary, patience, on_page, whole=bool(triggers) or migrated)
-    if summary.undone:
-        culprit = "another process"
-        if triggers:
-            culprit = f"a trigger ({', '.join(map(printable, triggers))})"
-        elif migrated:
-            culprit = "a migration"
-        raise StoreError(
-            f"{counted(summary.undone, 'row has', 'rows have')} a NULL again at the end, because "
-            f"{culprit} set them back: see to that, then run again"
-        )
+    wait, wal = lock.patience.wait, Path(f"{path}-wal")
+    before = {file: stat_of(file) for file in (path, wal)}
+    size = min(FIRST_BATCH, summary.batch_size)
+    by_row_to = -math.inf  # the last audit_id of a batch that a refused row undid
+    long_for, huge = 0, float(HUGE_WAL)  # batches in a row that found the -wal long
+    ranges = [counted for counted in summary.ranges if counted.open_rows]
+    for counted, following in itertools.zip_longest(ranges, ranges[1:]):
+        summary.expected, first = counted.open_rows, counted.first
+        while first <= counted.last:
+            lock.patience.check()
+            version = wait(fetch, lock.store, DATA_VERSION)
+            rows = 1 if first <= by_row_to else size
+            batch = ahead.take(first)
+            if batch is None:
+                batch = wait(read_batch, lock.store, first, counted.last, rows, version)
+            # An open read keeps a checkpoint from finishing: with a long -wal none is begun. The
+            # COMMIT after that ends a checkpoint, and the next one begins the -wal anew.
+            found = stat_of(wal)
+            size_of_wal = found.st_size if found else 0
+            long_for = long_for + 1 if size_of_wal > LONG_WAL else 0
+            upcoming = counted._replace(first=batch.last + 1)
+            upcoming = upcoming if upcoming.first <= upcoming.last else following
+            if upcoming is not None and not long_for and upcoming.first > by_row_to:
+                ahead.begin(upcoming.first, upcoming.last, size, version)
+            outcomes = batch.plans
+            try:
+                if not summary.dry_run:
+                    batch, outcomes = backfill_batch(lock, batch)
+            except RolledBack:
+                by_row_to = batch.last
+                continue
+            summary.add(counted, batch, outcomes)
+            log_rows(outcomes)
+            screen.update(summary.reached, summary.to_fill)
+            for file, was in before.items():
+                now = stat_of(file)
+                if was is not None and (now is None or not os.path.samestat(was, now)):
+                    raise StoreError(
+                        f"{file} was moved, replaced or removed, and what was written since may be "
+                        "lost: see which file the agents use, then run again on that"
+                    )
+            if long_for > 2 and size_of_wal > huge:
+                huge = math.inf
+                words = "somebody's open read holds up its checkpoint, and it grows meanwhile"
+                log.log(NOTE, "the -wal has %s MB: %s", f"{size_of_wal / 1e6:,.0f}", words)
+            first, size = batch.last + 1, next_size(size, lock.held, summary.batch_size)
+
+
+def next_size(size: int, held: float, most: int) -> int:
+    """Return how many rows the next batch covers, by how long the last one held the lock."""
+    if held > SHRINK_ABOVE:
+        return max(1, size // 2)
+    return min(2 * size, most) if held < GROW_BELOW else size
+
+
+def stat_of(path: Path) -> os.stat_result | None:
+    with suppress(OSError):
+        return path.stat()
+    return None
 
 
 def count_again(
-    store: sqlite3.Connection,
-    summary: Summary,
-    patience: Patience,
-    on_page: Callable[[int, int], None],
-    *,
-    whole: bool,
+    lock: WriteLock, summary: Summary, before: Schema, on_rows: Callable[[int, int], None]
 ) -> None:
-    """Count the pages that held rows to fill, or the whole table, as they are now."""
-    pages = list(summary.pages or [])
-    for at, page in enumerate(pages):
-        if whole or page.open_rows:
-            found = list(count_pages(store, page.first, page.last, patience))
-            pages[at] = page._replace(
-                supervisor_rows=sum(part.supervisor_rows for part in found),
-                open_rows=sum(part.open_rows for part in found),
-            )
-            on_page(at + 1, len(pages))
-    summary.recount = pages
-    summary.undone = sum(
-        max(0, page.open_rows - summary.left_open[at]) for at, page in enumerate(pages)
-    )
+    """Count every range again, because others, or a trigger, may have changed it.
+
+    `undone` is the sum, over the ranges, of how many more open rows there are than the run left.
+    Raises StoreError if there are any.
+    """
+    rows = open_rows = undone = 0
+    for counted in summary.ranges:
+        found = count_table(lock, counted.first, counted.last, LEAST_RANGE, lambda _rows: None)
+        rows += sum(part.supervisor_rows for part in found)
+        open_now = sum(part.open_rows for part in found)
+        open_rows += open_now
+        undone += max(0, open_now - summary.left_open[counted])
+        on_rows(rows, summary.supervisor_rows)
+    summary.coverage_after_pct, summary.undone = percent(rows - open_rows, rows), undone
+    culprit = "another process"
+    if lock.schema.triggers:
+        culprit = f"a trigger ({', '.join(lock.schema.triggers)})"
+    elif lock.patience.wait(newest_migration, lock.store) != before.migration:
+        culprit = "a migration"
+    if undone:
+        rows_have = counted_as(undone, "row has", "rows have")
+        words = f"{rows_have} a NULL again at the end, because {culprit} set them back"
+        raise StoreError(f"{words}: see to that, then run again")
 
 
-# --- The screen: progress, warnings, the report ------------------------------------------------
+# --- Progress, log, report, verdict ---------------------------------------------------------------
 
 
-def printable(value: object, limit: int | None = CUT) -> str:
-    """Write a stranger's text so that a terminal or a log takes no harm: rule 7."""
-    text = value if isinstance(value, str) else str(value)
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 3] + "..."
-    if text.isascii() and text.isprintable():
-        return text
+def printable(value: object, limit: int = sys.maxsize) -> str:
+    """Escape and cut a stranger's text, so that it does a terminal or a log no harm: rule 7."""
+    text = str(value)
+    text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def counted_as(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def format_duration(seconds: float) -> str:
@@ -1807,160 +1358,90 @@ def format_percent(value: float | None) -> str:
     return "unknown" if value is None else f"{math.floor(value * 10) / 10:.1f} %"
 
 
-def format_progress(
-    label: str, unit: str, done: int, total: int, elapsed: float, width: int | None
-) -> str:
-    """Write progress as one line of less than `width` characters; None: any width, no bar.
-
-    Without a total there is no percentage and no time left. Where the line is too narrow,
-    what is DISPENSABLE goes, the least important first.
-    """
-    full = BAR_WIDTH * done // total if total else 0
-    parts = {
-        "bar": f"[{'#' * full}{'-' * (BAR_WIDTH - full)}]" if total and width is not None else "",
-        "label": f" {label}",
-        "percent": f"  {format_percent(percent(done, total))}" if total else "",
-        "count": f"  {done:,}{f'/{total:,}' if total else ''} {unit}",
-        "rate": f"  {done / elapsed:,.0f} {unit}/s" if done and elapsed > 0 else "",
-        "left": "",
-    }
-    if done < total and parts["rate"]:
-        parts["left"] = f"  {format_duration((total - done) * elapsed / done)} left"
-    for least in DISPENSABLE:
-        if width is not None and len("".join(parts.values()).strip()) >= width:
-            parts[least] = ""
-    return "".join(parts.values()).strip()
+def format_progress(label: str, unit: str, done: int, total: int, elapsed: float) -> str:
+    """Write progress as one line. Without a total there is no percentage and no time left."""
+    rate = f"  {done / elapsed:,.0f} {unit}/s" if done and elapsed > 0 else ""
+    if not total:
+        return f"{label}  {done:,} {unit}{rate}"
+    bar, share = "#" * (BAR_WIDTH * done // total), format_percent(percent(done, total))
+    if rate and done < total:
+        rate += f"  {format_duration((total - done) * elapsed / done)} left"
+    return f"[{bar:-<{BAR_WIDTH}}] {label}  {share}  {done:,}/{total:,} {unit}{rate}"
 
 
-def takes_output(stream: TextIO | io.FileIO, seconds: float = 0) -> bool:
-    """Whether a stream takes output at once: not after Ctrl-S, not where a pipe is full."""
-    try:
-        return bool(select.select([], [stream], [], seconds)[1])
-    except (OSError, ValueError):  # not to be told: no file, or Windows
-        return True
+class Screen(logging.Handler):
+    """stderr: a line of progress, and what is logged. What cannot be shown is dropped.
 
-
-def write_all(stream: TextIO, text: str, patience: Patience) -> None:
-    """Write and flush, waiting for a slow reader; after a signal, not for long. Raises OSError."""
-    with suppress(OSError, ValueError, AttributeError):  # no file, or none that can block
-        os.set_blocking(stream.fileno(), True)
-    give_up = math.inf
-    for start in range(0, len(text), PIECE):  # what fits into a pipe that takes output
-        while not takes_output(stream, SLEEP_SLICE):
-            if patience.signum is not None:
-                give_up = min(give_up, time.monotonic() + LONGEST_REST)
-            if time.monotonic() > give_up:
-                raise BlockingIOError(errno.EAGAIN, "nobody reads it")
-        stream.write(text[start : start + PIECE])
-        stream.flush()
-
-
-class Screen:
-    """stderr: a line of progress, and what is said beside it. What cannot be shown is not.
-
-    On a terminal the line redraws itself, elsewhere it comes every few seconds.
+    On a terminal the line redraws itself, elsewhere a new one comes every few seconds.
     """
 
-    def __init__(self, stream: TextIO, patience: Patience, *, quiet: bool) -> None:
-        self._stream = stream
-        self._patience = patience
-        self._now = patience.now
-        self._quiet = quiet
+    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+        super().__init__(logging.ERROR if quiet else NOTE)
+        self.addFilter(self._first_examples)
+        self.counts: Counter[str] = Counter()  # rows with a warning, by reason
+        self._stream, self._quiet = stream, quiet
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._drawn = False  # there is a line of progress to clear
-        self.warnings: Counter[str] = Counter()
-        self.start("Opening", "")
+        self._pace = REDRAW_SECONDS if self._live else PLAIN_SECONDS
+        self._drawn, self._next = False, 0.0  # whether there is a line to clear; when to draw
+        self.start("Opening", "rows")
+
+    def _first_examples(self, record: logging.LogRecord) -> bool:
+        """Let three rows of each reason through, and count them all."""
+        reason = getattr(record, "reason", None)
+        if reason is not None:
+            self.counts[reason] += 1
+        return reason is None or self.counts[reason] <= EXAMPLES
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(f"{record.levelname.lower()}: {record.getMessage()}", even_if_quiet=True)
+
+    def say(self, text: str, *, even_if_quiet: bool = False) -> None:
+        """Print a line of its own; the progress line is drawn again soon."""
+        if even_if_quiet or not self._quiet:
+            self._write(f"\r\x1b[K{text}\n" if self._drawn else f"{text}\n")
+            self._next, self._drawn = 0.0 if self._drawn else self._next, False
 
     def start(self, label: str, unit: str) -> None:
         """Begin a phase of the run."""
-        self._label, self._unit = label, unit
-        self._done = self._total = 0
-        self._shown: int | None = None  # how far it was when last shown
-        self._started = self._now()
-        self._next = self._started + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
+        self.end()
+        self._label, self._unit, self._began = label, unit, time.monotonic()
+        self._next = self._began + self._pace
 
-    def update(self, done: int, total: int) -> None:
-        """Take note of where the phase is, 0 in all for unknown; show it when it is time."""
-        self._done, self._total = done, total
-        if self._now() >= self._next and self._shown != done:
-            self._show_progress()
+    def update(self, done: int, total: int = 0) -> None:
+        """Show where the phase is if it is time; a total of 0 is unknown."""
+        if time.monotonic() >= self._next:
+            elapsed = time.monotonic() - self._began
+            self._show(format_progress(self._label, self._unit, done, total, elapsed))
 
-    def end(self) -> None:
-        """Show where the phase ended, if that is known, and leave the line."""
-        if self._total and self._shown != self._done:
-            self._show_progress()
-        if self._drawn and takes_output(self._stream):
+    def waiting(self, seconds: float) -> None:
+        """Show that another process's lock is in the way, and how long we go on waiting."""
+        if time.monotonic() >= self._next:
+            left = format_duration(seconds)
+            self._show(f"{self._label}  waiting for another process's lock, {left} more")
+
+    def end(self, total: int = 0) -> None:
+        """Show that all of a phase is done, if there was anything, and leave the line."""
+        if total:
+            self._next = 0.0
+            self.update(total, total)
+        if self._drawn:
             self._write("\n")
         self._drawn = False
 
-    def waiting(self, seconds: float) -> None:
-        """Show that another process's lock is waited for, and for how long still."""
-        if self._now() >= self._next:
-            left, width = f"{format_duration(seconds)} more", self._width()
-            lines = (
-                f"{self._label}  waiting for another process's lock, {left}",
-                f"waiting, {left}",
-            )
-            self._show(lines[width is not None and len(lines[0]) >= width])
-
-    def held_up(self, size: int) -> None:
-        """Say that another process holds a checkpoint up, and how many bytes the -wal has."""
-        self.note(
-            f"note: the -wal has grown to {size / 1e6:,.0f} MB, because another process's open "
-            "read holds up its checkpoint, and it grows until that read ends"
-        )
-
-    def _show_progress(self) -> None:
-        elapsed = self._now() - self._started
-        self._shown = self._done
-        self._show(
-            format_progress(
-                self._label, self._unit, self._done, self._total, elapsed, self._width()
-            )
-        )
-
-    def _width(self) -> int | None:
-        if not self._live:
-            return None
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except OSError:
-            return 80
-
     def _show(self, line: str) -> None:
-        self._next = self._now() + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
-        if self._quiet or not takes_output(self._stream):
+        self._next = time.monotonic() + self._pace
+        if self._quiet:
             return
-        self._write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
+        columns = 0
+        with suppress(OSError):
+            columns = os.get_terminal_size(self._stream.fileno()).columns if self._live else 0
+        self._write(f"\r\x1b[K{line[: (columns or 80) - 1]}" if self._live else f"{line}\n")
         self._drawn = self._live
-
-    def say(self, text: str) -> None:
-        """Print a line that is an error, or that no --quiet suppresses."""
-        self._write(f"\r\x1b[K{text}\n" if self._drawn else f"{text}\n")
-        if self._drawn:  # it has been cleared away: soon again
-            self._drawn, self._shown, self._next = False, None, 0.0
-
-    def note(self, text: str) -> None:
-        """Print a line, unless --quiet."""
-        if not self._quiet:
-            self.say(text)
-
-    def note_at_once(self, text: str) -> bool:
-        """Print a line if that does not have to wait; return whether it was."""
-        ready = self._quiet or takes_output(self._stream)
-        if ready:
-            self.note(text)
-        return ready
-
-    def warn(self, reason: str, text: str) -> None:
-        """Count a warning, and show the first few of each reason."""
-        self.warnings[reason] += 1
-        if self.warnings[reason] <= EXAMPLES:
-            self.note(f"warning: {text}")
 
     def _write(self, text: str) -> None:
         try:
-            write_all(self._stream, text, self._patience)
+            self._stream.write(text)
+            self._stream.flush()
         except OSError:  # nobody is left to tell; the work goes on
             forget(self._stream)
 
@@ -1971,323 +1452,221 @@ def forget(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def describe(outcomes: Iterable[Plan], *, fall_backs: bool) -> Iterator[tuple[str, str]]:
-    """Yield what is to be said of rows, in words: each with a key of SAID, or FALLBACK."""
-    for plan in outcomes:
-        kind = plan.kind
-        if kind.left_null is not None:
-            why = LEFT_NULL[kind.left_null] + (f": {printable(plan.reason)}" if plan.reason else "")
-            left = " and ".join(
-                column
-                for column, stood, value in zip(FIELDS, plan.standing, plan.values, strict=True)
-                if stood is value is None
-            )
-            yield kind.left_null, f"audit_id {plan.audit_id}: {left} NULL: {why}"
-        if kind.passed_over != NOTHING:
-            for column, source, name, text in zip(
-                FIELDS, kind.sources, kind.passed_over, plan.unusable, strict=True
-            ):
-                if name is not None:
-                    said = f"from {source}, because {name} is no timestamp: {printable(text)}"
-                    yield column, f"audit_id {plan.audit_id}: {column} {said}"
-        if fall_backs and FALLBACK in kind.sources:
-            columns = zip(FIELDS, kind.sources, strict=True)
-            fell_back = " and ".join(column for column, source in columns if source == FALLBACK)
-            yield FALLBACK, f"audit_id {plan.audit_id}: {fell_back} from {FALLBACK}"
+class LogFile(logging.FileHandler):
+    """Appends lines in UTC to a file; one that cannot be written ends the run."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", UTC_FORMAT)
+        self.formatter.converter = time.gmtime
 
-def format_counts(warnings: Counter[str], summary: Summary, log_file: Path | None) -> Iterator[str]:
-    """Yield how many warnings of each reason there were, and how many fall-backs."""
-    where = f"{printable(log_file, None)} has" if log_file else "--log-file PATH keeps"
-    for reason, number in warnings.items():
-        yield f"warning: {counted(number, 'row', 'rows')} {SAID[reason]}; {where} a line for each"
-    for column, counts in summary.sources().items():
-        if number := counts[FALLBACK]:
-            yield f"note: {counted(number, 'value', 'values')} of {column} from {FALLBACK}"
-
-
-def counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
-
-
-class Log:
-    """The record of a run in a file, a line each; nothing where no file is asked for."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._piece = sys.maxsize  # bytes written at once
-        self.path: Path | None = None
-        self._file: io.FileIO | None = None
-
-    def open(self, path: Path) -> None:
-        """Append to a file from now on. Raises OSError, also where it is a pipe nobody reads."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
-        self._file = io.FileIO(os.open(path, flags, 0o666), "w")
-        if hasattr(os, "O_NONBLOCK"):
-            os.set_blocking(self._file.fileno(), True)
-        if stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
-            self._piece = PIECE
-        self.path = path
-
-    def write(self, lines: Iterable[tuple[str, str]]) -> None:
-        """Write lines, each a level and a text; one that cannot be written ends the run."""
-        if self._file is None:
-            return
-        now = utc_now()
-        text = "".join(f"{now} {level} {words}\n" for level, words in lines)
-        rest = memoryview(text.encode(errors="backslashreplace"))
-        try:
-            while rest:
-                if takes_output(self._file, SLEEP_SLICE):
-                    rest = rest[self._file.write(rest[: self._piece]) :]
-                elif self._patience.signum is not None:
-                    raise BlockingIOError(errno.EAGAIN, "nobody reads it")
-        except OSError as error:
+    def handleError(self, _record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        with suppress(OSError):  # it would try again to write what it could not
             self.close()
-            raise StoreError(
-                f"the log file {printable(self.path, None)} cannot be written: {error.strerror}: "
-                "make room or name another with --log-file, then run again"
-            ) from error
+        words = getattr(error, "strerror", error)
+        raise StoreError(f"the log file {self.baseFilename} cannot be written: {words}") from error
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+
+def open_log(options: argparse.Namespace, store: Path) -> None:
+    """Log to a file from now on, if one is asked for; it is created with the store's mode."""
+    taken = [f"{store}{suffix}" for suffix in ("", *COMPANIONS)]
+    for option, file in (("--backup", options.backup), ("--log-file", options.log_file)):
+        if file is not None and os.path.realpath(file) in taken:
+            raise StoreError(f"{option} names the store or a file of SQLite's: name another file")
+    if options.log_file is not None:
+        try:
+            with suppress(FileExistsError):
+                os.close(os.open(options.log_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                copy_mode(store, options.log_file)
+            log.addHandler(LogFile(options.log_file))
+        except OSError as error:
+            words = f"the log file {options.log_file} cannot be written: {error.strerror}"
+            raise StoreError(f"{words}: name another one") from error
+        log.setLevel(logging.INFO)
+    asked = ", ".join(f"{name} {printable(value)}" for name, value in vars(options).items())
+    log.info("begin: version %s, %s, %s", __version__, printable(store), asked)
+
+
+def log_rows(outcomes: Sequence[Plan]) -> None:
+    """Log one line for each row of which there is something to say."""
+    verbose = log.isEnabledFor(logging.INFO)
+    for outcome in outcomes:
+        kind = outcome.kind
+        if kind.left_null is not None or outcome.skipped != NOTHING:
+            reason = {"reason": kind.left_null or SKIPPED}
+            log.warning("audit_id %s: %s", outcome.row.audit_id, describe(outcome), extra=reason)
+        elif verbose and FALLBACK in kind.sources:
+            log.info("audit_id %s: %s", outcome.row.audit_id, describe(outcome))
+
+
+def describe(outcome: Plan) -> str:
+    """Say which values come from created_at, which fields were skipped, and what stays NULL."""
+    kind, parts = outcome.kind, []
+    for column, source, skipped in zip(FIELDS, kind.sources, outcome.skipped, strict=True):
+        if skipped is not None:
+            parts.append(f"{column} from {source}, because {skipped}")
+        elif source == FALLBACK:
+            parts.append(f"{column} from {FALLBACK}")
+    if kind.left_null is not None:
+        columns = zip(FIELDS, outcome.row.existing, outcome.values, strict=True)
+        left = " and ".join(column for column, kept, value in columns if kept is value is None)
+        more = f": {printable(outcome.reason, CUT)}" if outcome.reason else ""
+        parts.append(f"{left} left NULL: {LEFT_NULL[kind.left_null]}{more}")
+    return "; ".join(parts)
+
+
+def format_counts(screen: Screen, summary: Summary, log_file: Path | None) -> Iterator[str]:
+    """Yield how many rows there are for each reason of a warning, and how many fall-backs."""
+    where = "the log has" if log_file else "--log-file PATH keeps"
+    for reason, number in screen.counts.items():
+        why = f"left NULL: {LEFT_NULL[reason]}" if reason in LEFT_NULL else "with skipped fields"
+        yield f"warning: {counted_as(number, 'row', 'rows')} {why}; {where} a line for each"
+    for column, counts in summary.sources.items():
+        values = counted_as(counts[FALLBACK], "value", "values")
+        if counts[FALLBACK]:
+            yield f"note: {values} of {column} from {FALLBACK}"
 
 
 def format_report(summary: Summary, verdict: str) -> str:
     """Write the summary for people; what is zero is left out, and the verdict comes last."""
-    dry_run = summary.dry_run
+    would_be, that = ("would be ", "that would be ") if summary.dry_run else ("", "")
     lines = [
-        f"{'Dry run of' if dry_run else 'Backfill of'} {printable(summary.db_path, None)}: "
-        f"{summary.status}" + (", nothing was written" if dry_run else ""),
+        f"{'Dry run' if summary.dry_run else 'Backfill'} of {printable(summary.db_path)}: "
+        f"{summary.status}{', nothing was written' if summary.dry_run else ''}",
         "",
-        _figure("Supervisor rows", summary.supervisor_rows),
-        *_figures(
-            ("  already filled", summary.already_filled, ""),
-            ("  to fill", summary.to_fill, ""),
-            ("    would be filled" if dry_run else "    filled", summary.filled, ""),
-            *(
-                (f"    left NULL, {reason}", summary.left_null(reason), words)
-                for reason, words in LEFT_NULL.items()
-            ),
-            ("    gone", summary.gone, "filled by others, deleted or renamed meanwhile"),
-            ("    not reached", summary.to_fill - summary.reached, ""),
-            ("  undone", summary.undone, "have a NULL again"),
-        ),
-        f"{'Coverage':<{LABEL_WIDTH}}{format_percent(summary.coverage_before)} before, "
-        f"{format_percent(summary.coverage_after)} after",
+        f"{'Supervisor rows':<{LABEL_WIDTH}}{summary.supervisor_rows:>{FIGURE_WIDTH},}",
+        *_figure("  already filled", summary.already_filled),
+        *_figure("  to fill", summary.to_fill),
+        *_figure(f"    {would_be}filled", summary.filled),
+    ]
+    for reason, words in LEFT_NULL.items():
+        lines += _figure(f"    left NULL, {reason}", summary.left_null[reason], words)
+    lines += [
+        *_figure("    gone", summary.gone, "filled, deleted or renamed by others"),
+        *_figure("    not reached", summary.to_fill - summary.reached),
+        *_figure("  undone", summary.undone, "have a NULL again"),
+        f"{'Coverage':<{LABEL_WIDTH}}{format_percent(summary.coverage_before_pct)} before, "
+        f"{format_percent(summary.coverage_after_pct)} after",
         "",
     ]
-    sources = summary.sources()
-    if any(sum(counts.values()) for counts in sources.values()):
-        lines.append(f"Values {'that would be ' if dry_run else ''}written, by their field")
-        for column, counts in sources.items():
+    if summary.wrote:
+        lines.append(f"Values {that}written, by their field")
+        for column, counts in summary.sources.items():
             lines.append(f"  {column}")
-            lines += _figures(*((f"    {name}", number, "") for name, number in counts.items()))
-            passed = summary.unusable()[column]
-            lines += _figures(("    a field passed over", passed, "it is no timestamp"))
+            for name, number in counts.items():
+                lines += _figure(f"    {name}", number)
+            lines += _figure("    skipped fields", summary.unusable[column], "not a timestamp")
         lines.append("")
     if summary.backup is not None:
-        lines.append(f"Backup {printable(summary.backup, None)}, {summary.backup_size:,} bytes")
-    lines += [
-        f"{counted(summary.batches, 'batch', 'batches')} of up to {summary.batch_size:,} rows in "
-        f"{summary.elapsed_seconds:.1f} s, {summary.rows_per_second:,.0f} rows/s",
-        "",
-        *(format_preview(summary) if dry_run else ()),
-        verdict,
-    ]
-    return "\n".join(lines)
+        lines += [f"Backup {printable(summary.backup)}", ""]
+    if summary.batches:
+        batches = counted_as(summary.batches, "batch", "batches")
+        speed = f"{summary.elapsed_seconds:.1f} s, {summary.rows_per_second:,.0f} rows/s"
+        lines += [f"{batches} of up to {summary.batch_size:,} rows in {speed}", ""]
+    return "\n".join([*lines, *(format_preview(summary) if summary.dry_run else ()), verdict])
 
 
-def _figure(label: str, number: int, words: str = "") -> str:
-    return f"{label:<{LABEL_WIDTH}}{number:>{FIGURE_WIDTH},}  {words}".rstrip()
+def _figure(label: str, number: int, words: str = "") -> list[str]:
+    line = f"{label:<{LABEL_WIDTH}}{number:>{FIGURE_WIDTH},}  {words}".rstrip()
+    return [line] if number else []
 
 
-def _figures(*figures: tuple[str, int, str]) -> list[str]:
-    return [_figure(*figure) for figure in figures if figure[1]]
-
-
-def format_preview(summary: Summary) -> list[str]:
+def format_preview(summary: Summary) -> Iterator[str]:
     """Show a row of each kind, as a run would leave it; the most frequent kinds first."""
-    lines = []
     for kind, number in summary.kinds.most_common(PREVIEW_KINDS):
-        plan = summary.examples[kind]
-        audit_id, event_type, _, created_at, *_ = plan.row
-        lines += [
-            f"{counted(number, 'row', 'rows')} like audit_id {audit_id}  {printable(event_type)}",
-            f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(created_at)}",
-        ]
-        for column, stood, value, source, name, text in zip(
-            FIELDS, plan.standing, plan.values, kind.sources, kind.passed_over, plan.unusable,
-            strict=True,
-        ):  # fmt: skip
-            if stood is not None:
-                words = f"{printable(stood)}  (stands already)"
-            elif value is not None:
-                words = f"{value}  from {source}"
-            else:
+        row, values, _kind, skipped, _reason = summary.examples[kind]
+        rows = counted_as(number, "row", "rows")
+        yield f"{rows} like audit_id {row.audit_id}  {printable(row.event_type, CUT)}"
+        yield f"  {FALLBACK:<{COLUMN_WIDTH}}  {printable(row.created_at, CUT)}"
+        for column, kept, value, source, why in zip(
+            FIELDS, row.existing, values, kind.sources, skipped, strict=True
+        ):
+            words = f"{value}  from {source}{f', because {why}' if why else ''}"
+            if kept is not None:
+                words = f"{printable(kept, CUT)}  (already there)"
+            elif value is None:
                 words = f"NULL  ({LEFT_NULL[kind.left_null or '']})"
-            lines.append(f"  {column:<{COLUMN_WIDTH}}  {words}")
-            if name is not None:
-                lines.append(f"  {'':<{COLUMN_WIDTH}}  ({name} passed over: {printable(text)})")
-    if (more := len(summary.kinds) - PREVIEW_KINDS) > 0:
-        lines.append(f"and {counted(more, 'more kind', 'more kinds')} of rows")
-    return [*lines, ""] if lines else []
+            yield f"  {column:<{COLUMN_WIDTH}}  {words}"
+    more = len(summary.kinds) - PREVIEW_KINDS
+    if more > 0:
+        yield f"and {counted_as(more, 'more kind', 'more kinds')} of rows"
+    if summary.kinds:
+        yield ""
 
 
-def format_error(summary: Summary) -> str:
-    """Say why a run failed, and what it leaves behind."""
-    stays = ""
-    if summary.pages is not None and (summary.dry_run or not summary.wrote):
-        stays = "; nothing was written"
-    elif summary.reached < summary.to_fill:
-        stays = f"; the {summary.filled:,} rows filled so far stay"
-    if summary.backup is not None:
-        stays += "; the backup stays too: run again without --backup"
-    return f"{summary.error}{stays}"
-
-
-def format_verdict(summary: Summary, how_to_check: str) -> str:
+def format_verdict(summary: Summary) -> str:
     """Say in one line how a run ended, with the figures that matter and the next step."""
     filled = f"{summary.filled:,} of {summary.to_fill:,} rows"
+    again = " without --backup" if summary.backup is not None else ""
+    stays = "nothing was written"
+    if summary.wrote and not summary.dry_run:
+        stays = f"{filled} filled, which stay"
     if summary.status == "failed":
-        return f"failed: {format_error(summary)}"
+        stays = f"; {stays}" if summary.reached < summary.to_fill else ""
+        backup = f"; the backup stays: run again{again}" if again else ""
+        return f"failed: {summary.error}{stays}{backup}"
     if summary.status == "interrupted":
-        wrote = summary.wrote and not summary.dry_run
-        again = " without --backup" if summary.backup is not None else ""
-        return (
-            f"interrupted by {summary.interrupted_by}: "
-            f"{f'{filled} filled, which stay' if wrote else 'nothing was written'}; "
-            f"run the same command again{again} to go on"
-        )
+        command = f"run the same command again{again} to go on"
+        return f"interrupted by {summary.interrupted_by}: {stays}; {command}"
     if not summary.supervisor_rows:
         return "nothing to do: the store has no rows of the Supervisor: is it the right one?"
-    left = f"{summary.to_fill - summary.filled - summary.gone:,}"
-    left += " would stay NULL" if summary.dry_run else " left NULL"
-    coverage = f"coverage {format_percent(summary.coverage_after)}"
     if not summary.to_fill:
-        verdict = f"nothing to do: all {summary.supervisor_rows:,} rows are filled"
-    elif not summary.wrote:
-        verdict = f"nothing to do: {left}, {coverage}"
+        return f"nothing to do: all {summary.supervisor_rows:,} rows are filled; {NEXT_STEP}"
+    left = f"{summary.to_fill - summary.filled - summary.gone:,}"
+    facts = [f"{left} {'would stay' if summary.dry_run else 'left'} NULL"]
+    if summary.gone:
+        facts.append(f"{summary.gone:,} filled, deleted or renamed by others")
+    facts.append(f"coverage {format_percent(summary.coverage_after_pct)}")
+    for column, counts in summary.sources.items():
+        share = 100 * counts[FALLBACK] // max(1, sum(counts.values()))
+        facts += [f"{share} % of {column} from {FALLBACK}"] if share else []
+    begin, next_step = f"completed: {filled} filled, ", NEXT_STEP
+    if not summary.wrote:
+        begin = "nothing to do: "
     elif summary.dry_run:
-        verdict = f"dry run: {filled} would be filled, {left}, {coverage}"
-        how_to_check = "to write them, run again without --dry-run"
-    else:
-        verdict = f"completed: {filled} filled, {left}, {coverage}"
-    return f"{verdict}; {how_to_check}"
+        begin = f"dry run: {filled} would be filled, "
+        next_step = "to write them, run again without --dry-run"
+    return f"{begin}{', '.join(facts)}; {next_step}"
 
 
-# --- The command line ---------------------------------------------------------------------------
-
-
-class Options(argparse.Namespace):
-    """The command line, parsed."""
-
-    db_path: Path | None
-    batch_size: int
-    dry_run: bool
-    backup: Path | None
-    busy_timeout: float
-    pause: float
-    log_file: Path | None
-    json: bool
-    quiet: bool
+# --- The command line -----------------------------------------------------------------------------
 
 
 def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError("a path is needed")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} names no home folder here") from error
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - raises nothing
 
 
-def _batch_size(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
-    return number
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; raises SystemExit, with 2 for wrong usage."""
     parser = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).name or None,
-        description="Fill source_event_ts and supervisor_processed_at of an AgentOS audit store "
-        "from the JSON payloads beside them. Only NULLs are written; the store may be in use.",
-        epilog="Exit code: 0 done, 1 the store cannot be used or the run failed, 2 wrong usage, "
-        "129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM. An interrupted or failed run "
-        "is continued by running the same command again (without --backup, if it was made).",
-        allow_abbrev=False,
+        prog=Path(sys.argv[0]).name or None, allow_abbrev=False, description=ABOUT, epilog=EXITS
     )
-    parser.add_argument(
-        "--db-path",
-        metavar="PATH",
-        type=_path,
-        help=f"the store (default {DEFAULT_STORE})",
-    )
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=_batch_size,
-        default=DEFAULT_BATCH_SIZE,
-        help="rows per transaction, at least 1 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="write nothing: report what a run would do, and show a row of each kind",
-    )
-    parser.add_argument(
-        "--backup",
-        metavar="PATH",
-        type=_path,
-        help="before the first write, copy the store to this new file",
-    )
-    parser.add_argument(
-        "--busy-timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=DEFAULT_BUSY_TIMEOUT,
-        help="how long to wait for another process's lock (default %(default)g)",
-    )
-    parser.add_argument(
-        "--pause",
-        metavar="SECONDS",
-        type=_seconds,
-        default=0.0,
-        help="extra rest between batches, for a busy store (default %(default)g)",
-    )
-    parser.add_argument(
-        "--log-file",
-        metavar="PATH",
-        type=_path,
-        help="append a record of the run to this file, with a line for each row left NULL, "
-        "filled from created_at, or with a field passed over",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print the summary as one JSON object, and nothing else, on stdout",
-    )
-    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
+    for option, metavar, kind, default, meaning in (
+        ("--db-path", "PATH", _path, DEFAULT_STORE, "the store (default %(default)s)"),
+        ("--batch-size", "N", int, 1000, "the most rows in a transaction, from 1 up"),
+        ("--backup", "PATH", _path, None, "before the first write, copy the store to this file"),
+        ("--busy-timeout", "SECONDS", float, 30.0, "wait so long for another process's lock"),
+        ("--pause", "SECONDS", float, 0.0, "extra rest between batches, for a busy store"),
+        ("--log-file", "PATH", _path, None, "append a record of the run, and of each odd row"),
+    ):
+        shown = "" if default is None or kind is _path else " (default %(default)g)"
+        parser.add_argument(
+            option, metavar=metavar, type=kind, default=default, help=f"{meaning}{shown}"
+        )
+    for option, meaning in SWITCHES.items():
+        parser.add_argument(option, action="store_true", help=meaning)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    options = parser.parse_args(argv)
+    seconds = (options.busy_timeout, options.pause)
+    if options.batch_size < 1:
+        parser.error("--batch-size takes a whole number from 1 up")
+    if not all(0 <= number < math.inf for number in seconds):
+        parser.error("--busy-timeout and --pause take a number of seconds from 0 up")
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    if options.verify and given - {"verify", "db_path", "busy_timeout"}:
+        parser.error("--verify goes only with --db-path and --busy-timeout")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2299,322 +1678,143 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = read_options(argv)
-    path = options.db_path or Path(os.path.expanduser(DEFAULT_STORE))  # noqa: PTH111
-    summary = Summary(str(path), options.dry_run, options.batch_size)
-    patience = Patience(options.busy_timeout)
-    log = Log(patience)
-    screen = Screen(sys.stderr, patience, quiet=options.quiet)
-    patience.on_wait = screen.waiting
-    with patience.listening():
-        code = run(options, path, summary, screen, log, patience)
-        verdict = format_verdict(summary, how_to_check(path))
-        try:
-            figures = json.dumps(summary.as_json())
-            log.write([("INFO", f"end: {printable(verdict, None)} {figures}")])
-        except StoreError as error:
-            summary.status, summary.error, code = "failed", str(error), EXIT_FAILED
-            verdict = format_verdict(summary, "")
-        log.close()
-        return show_end(options, summary, verdict, screen, patience) or code
-
-
-def read_options(argv: Sequence[str] | None) -> Options:
-    """Parse the command line; raises SystemExit, with 2 for wrong usage."""
+    screen = Screen(sys.stderr, quiet=options.quiet)
+    patience = Patience(options.busy_timeout, screen.waiting)
+    summary = Summary("failed", str(options.db_path), options.dry_run, options.batch_size)
+    log.setLevel(NOTE)
+    log.addHandler(screen)
     try:
-        return build_parser().parse_args(argv, namespace=Options())
-    except (SystemExit, OSError) as end:  # --help, perhaps to somebody who does not read it
-        try:
-            sys.stdout.flush()
-        except OSError:
-            forget(sys.stdout)
-        if isinstance(end, OSError):  # argparse's, in early releases of Python 3.11
-            raise SystemExit(EXIT_DONE) from None
-        raise
+        with patience.listening():
+            code = run(options, summary, screen, patience)
+            screen.end()
+            return show_end(options, summary, screen) or code
+    finally:
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
 
 
-def show_end(
-    options: Options, summary: Summary, verdict: str, screen: Screen, patience: Patience
-) -> int:
-    """Show the report, or how else it ended; return an exit code if that was not to be had."""
+def show_end(options: argparse.Namespace, summary: Summary, screen: Screen) -> int:
+    """Log and show how the run ended; return an exit code if that was not possible."""
+    code, verdict = EXIT_DONE, format_verdict(summary)
+    try:
+        log.info("end: %s %s", verdict, summary.as_json())
+    except StoreError as error:
+        summary.status, summary.error, code = "failed", explain(error, options), EXIT_FAILED
+        verdict = format_verdict(summary)
+    for line in format_counts(screen, summary, options.log_file):
+        screen.say(line)
     report = None
     if options.json:
-        report = json.dumps(summary.as_json())
-    elif summary.pages is not None:
+        report = summary.as_json()
+    elif summary.coverage_before_pct is not None:
         report = format_report(summary, verdict)
-    if summary.status == "failed":
-        screen.say(f"error: {format_error(summary)}")
-    elif options.json or report is None:
-        screen.note(verdict)
+    if summary.error is not None:
+        screen.say(f"error: {verdict.removeprefix('failed: ')}", even_if_quiet=True)
+    elif summary.status != "failed" and (report is None or options.json):
+        screen.say(verdict)
     try:
         if report is not None:
-            write_all(sys.stdout, f"{report}\n", patience)
-    except BrokenPipeError:  # a reader that has seen enough is no error
+            put(report)
+    except OSError as error:
         forget(sys.stdout)
-    except OSError as error:
-        screen.say(f"error: the output cannot be written: {error.strerror}")
+        words = f"error: the report cannot be written: {error.strerror}"
+        said = summary.error is not None or (options.json and not options.quiet)
+        screen.say(words if said else f"{words}; {verdict}", even_if_quiet=True)
+        code = EXIT_FAILED
+    return code
+
+
+def put(text: str) -> None:
+    """Print to stdout at once; a reader that has seen enough is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
         forget(sys.stdout)
-        if summary.status == "completed":
-            return EXIT_FAILED
-    return EXIT_DONE
 
 
-def run(
-    options: Options, path: Path, summary: Summary, screen: Screen, log: Log, patience: Patience
-) -> int:
-    """Fill the store; say in `summary` how it ended, and return the exit code."""
-    try:
-        fill_store(options, path, summary, screen, log, patience)
-    except Interrupted:
-        signum = patience.signum or signal.SIGINT
-        summary.status = "interrupted"
-        summary.interrupted_by = signal.Signals(signum).name
-        return EXIT_SIGNAL + signum
-    except (StoreError, sqlite3.Error, OSError, MemoryError) as error:
-        summary.error = explain(error, path, options)
-        return EXIT_FAILED
-    summary.status = "completed"
-    return EXIT_DONE
+def explain(error: Exception, options: argparse.Namespace) -> str:
+    """Say what went wrong and what to do, as one line that names the store.
 
-
-def fill_store(
-    options: Options, path: Path, summary: Summary, screen: Screen, log: Log, patience: Patience
-) -> None:
-    """Check the store, back it up, count its rows, fill them, and count again if need be."""
-    if options.db_path is None and not os.path.isfile(path):  # noqa: PTH113 - raises nothing
-        raise StoreError(where_the_store_may_be(path))
-    place = file_at(path)
-    network = check_name(path, read_only=options.dry_run)
-    for option, file in (("--backup", options.backup), ("--log-file", options.log_file)):
-        if file is not None and is_companion(file, path):
-            raise StoreError(
-                f"{option} names a file that SQLite keeps beside the store: name another file"
-            )
-    if options.log_file is not None:
-        open_log(log, options.log_file, path)
-    log.write([("INFO", f"begin: {format_start(options, path)}")])
-    if network is not None:
-        screen.note(f"note: {network}")
-    with opened(path, patience, read_only=options.dry_run) as (store, reader):
-        check_place(path, place)
-        patience.wait(check_schema, store)
-        before = patience.wait(moment_of, store)
-        if options.backup is not None and not options.dry_run:
-            back_up(store, path, options.backup, summary, screen, patience)
-
-        def show_batch(outcomes: Sequence[Plan]) -> None:
-            lines = []
-            for reason, words in describe(outcomes, fall_backs=log.path is not None):
-                lines.append(("INFO" if reason == FALLBACK else "WARNING", words))
-                if reason != FALLBACK:
-                    screen.warn(reason, words)
-            log.write(lines)
-            screen.update(summary.reached, summary.to_fill)
-            check_place(path, place)
-
-        began = patience.now()
-        try:
-            screen.start("Counting", "rows")
-            summary.pages = survey(store, patience, screen.update)
-            screen.start("Dry run" if options.dry_run else "Filling", "rows")
-            with closing(ReadAhead(reader)) as ahead:
-                patience.while_stopped = ahead.turn
-                rows = min(options.batch_size, ROWS_AT_ONCE)
-                courtesy = Courtesy(store, patience, ahead, pause=options.pause, rows=rows)
-                courtesy.on_held_up = screen.held_up
-                fill_rows(store, summary, courtesy, patience, show_batch)
-                courtesy.bound_wal()
-            screen.update(summary.to_fill, summary.to_fill)
-            if not options.dry_run:
-                screen.end()
-                screen.start("Checking", "pages")
-                check_place(path, place)
-                check_result(store, summary, patience, before, screen.update)
-        finally:
-            summary.elapsed_seconds = patience.now() - began
-            screen.end()
-            for line in format_counts(screen.warnings, summary, options.log_file):
-                screen.note(line)
-
-
-def where_the_store_may_be(path: Path) -> str:
-    """Say that there is nothing at the default path, and where there is."""
-    found = [f"--db-path {shlex.quote(printable(store, None))}" for store in stores_to_be_found()]
-    where = f"found here: {', or '.join(found)}" if found else "none is where AgentOS keeps one"
-    return (
-        f"there is no file {printable(path, None)}, which is the default: "
-        f"name the store with --db-path ({where})"
-    )
-
-
-def is_companion(file: Path, store: Path) -> bool:
-    """Whether `file` is one of the files that SQLite makes and deletes beside the store."""
-    real = os.path.realpath(store)
-    return os.path.realpath(file) in [real + suffix for suffix in COMPANIONS]
-
-
-def open_log(log: Log, path: Path, store: Path) -> None:
-    try:
-        if path.exists() and path.samefile(store):
-            raise StoreError("--log-file names the store itself: name another file")
-        log.open(path)
-    except OSError as error:
-        unread = " (nobody reads this pipe)" if error.errno == errno.ENXIO else ""
-        raise StoreError(
-            f"the log file {printable(path, None)} cannot be written: {error.strerror}{unread}: "
-            "name another with --log-file"
-        ) from error
-
-
-def format_start(options: Options, path: Path) -> str:
-    """Write what a run was asked to do, for its record."""
-    asked = {
-        "store": os.path.abspath(path),  # noqa: PTH100 - of a folder that is gone, too
-        "dry run": "yes" if options.dry_run else "no",
-        "batch size": options.batch_size,
-        "backup": options.backup or "none",
-        "busy timeout": f"{options.busy_timeout:g} s",
-        "pause": f"{options.pause:g} s",
-    }
-    words = ", ".join(f"{name} {printable(value, None)}" for name, value in asked.items())
-    return f"version {__version__}, {words}"
-
-
-def back_up(
-    store: sqlite3.Connection,
-    path: Path,
-    target: Path,
-    summary: Summary,
-    screen: Screen,
-    patience: Patience,
-) -> None:
-    """Make the backup that was asked for, with progress."""
-    said = False
-
-    def show(done: int, total: int) -> None:
-        nonlocal said
-        if patience.stop_asked and not said:
-            said = screen.note_at_once("note: the process stops as soon as the backup is made")
-        screen.update(done, total)
-
-    screen.start("Backup", "pages")
-    try:
-        keeps_permissions = make_backup(store, path, target, patience, show)
-        summary.backup_size = target.stat().st_size
-    except OSError as error:
-        raise StoreError(
-            f"the backup {printable(target, None)} cannot be made, so nothing was written: "
-            f"{error.strerror}: mend that, or name another file with --backup"
-        ) from error
-    except sqlite3.Error as error:
-        raise StoreError(
-            f"the backup {printable(target, None)} cannot be made, so nothing was written: "
-            f"{cause_of(error).format(timeout=patience.busy_timeout)} ({printable(error)})"
-        ) from error
-    finally:
-        screen.end()
-    summary.backup = target
-    if not keeps_permissions:
-        screen.note(
-            f"note: {printable(target.parent, None)} keeps no permissions: see who may read the "
-            "backup there"
-        )
-
-
-def cause_of(error: sqlite3.Error) -> str:
-    """Return what an error of SQLite means and what to do, by its words, else by its code."""
-    code = primary_code(error)
-    if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
-        for begins, cause in CAUSES_BY_WORDS.items():
-            if str(error).startswith(begins):
-                return cause
-    primary = next(
-        (name for name in CAUSES if getattr(sqlite3, name, None) == code), "SQLITE_ERROR"
-    )
-    return CAUSES.get(getattr(error, "sqlite_errorname", ""), CAUSES[primary])
-
-
-def explain(error: Exception, path: Path, options: Options) -> str:
-    """Say what went wrong and what to do, as one line. Every connection is closed by now."""
-    if isinstance(error, StoreError):
-        return str(error)
-    words = printable(error if str(error) else type(error).__name__)
-    if isinstance(error, MemoryError):
-        cause = NO_MEMORY
-    elif not isinstance(error, sqlite3.Error):
-        cause = "the system refused what the run needs: mend that, then run again"
-    else:
-        cause = cause_of(error)
-        if primary_code(error) in ASK_SYSTEM:
-            if len(os.fsencode(os.path.realpath(path))) > LONGEST_PATH:
-                cause = PATH_TOO_LONG
-            else:
-                cause, system = ask_system(path, cause, read_only=options.dry_run)
-                words += system
-    return f"{printable(path, None)}: {cause.format(timeout=options.busy_timeout)} ({words})"
-
-
-def ask_system(path: Path, cause: str, *, read_only: bool) -> tuple[str, str]:
-    """Open the file, and make one beside it, as SQLite does: what comes to light, else `cause`.
-
-    Returns the cause and the system's own words. Only with every connection closed: closing a
-    file drops this process's locks on it.
+    Every connection is closed by now.
     """
-    what, done = "the file", "read"
-    folder = Path(os.path.realpath(path)).parent
+    path, text = printable(options.db_path), printable(error)
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "SQLite")
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        primary = (known for known in CAUSES if getattr(sqlite3, known) == code)
+        cause = CAUSES.get(name) or CAUSES[next(primary, "SQLITE_ERROR")]
+        for words, by_words in CAUSES_BY_WORDS.items():
+            cause = by_words if str(error).startswith(words) else cause
+        text = f"{cause} ({name}: {text}{ask_system(options)})"
+        if options.verify and code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            text += "; for its temporary files, SQLITE_TMPDIR can name another folder"
+    elif isinstance(error, MemoryError):
+        text = CAUSES["SQLITE_NOMEM"]
+    elif isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        text = f"the system refused{where}: {error.strerror}: mend that, then run again"
+    return text if path in text else f"{path}: {text}"
+
+
+def ask_system(options: argparse.Namespace) -> str:
+    """Return what the system says when the file is opened and another one made beside it.
+
+    Only with every connection closed: to close a file drops this process's locks on it.
+    """
+    path, step = Path(os.path.realpath(options.db_path)), "open it"
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        return f"; its path has more than the {LONGEST_PATH} bytes that SQLite takes: shorten it"
     try:
-        # As many files as SQLite has open: the store and its -wal twice, and a -shm or journal.
-        with path.open("rb") as file, path.open("rb"), path.open("rb"), path.open("rb"):
-            magic, write_version, read_version = struct.unpack("15s3xBB", file.read(20))
-            if magic == b"SQLite format 3" and max(write_version, read_version) > 2:
-                return NEWER_SQLITE, ""
-            if not read_only:
-                done = "written"
-                path.open("r+b").close()
-        if not read_only or read_version == 2:  # a -wal needs a -shm also to be read
-            what, done = "its folder, where SQLite keeps the journal,", "written"
-            with tempfile.TemporaryFile(dir=folder) as beside:
+        with path.open("rb" if options.dry_run or options.verify else "r+b"):
+            step = "make a file beside it"
+            with tempfile.TemporaryFile(dir=path.parent) as beside:
                 beside.write(bytes(PROBE_BYTES))
-    except struct.error:  # it is not even as long as the head of a database
-        pass
     except OSError as error:
-        if read_only and done == "written" and error.errno in (errno.EACCES, errno.EROFS):
-            return READ_ONLY_PLACE, f"; {error.strerror}"
-        cause = CAUSES_BY_ERRNO.get(error.errno or 0, cause).format(what=what, done=done)
-        return cause, f"; {error.strerror}"
-    return cause, ""
+        return f"; to {step}, the system says: {error.strerror}"
+    return ""
 
 
-def how_to_check(path: Path) -> str:
-    """Return the next step after a run: a command that works as it stands, or none."""
-    script = find_verification()
-    if script is None:
-        return f"check it with {VERIFICATION}"
-    with suppress(OSError):  # a working folder that is gone, or not to be looked into
-        if script.parent.samefile(os.curdir):
-            script = Path(script.name)
-    store = str(path)
-    if not path.is_absolute() and (store.startswith("-") or ":" in store):
-        store = os.path.join(".", store)  # noqa: PTH118 - Path() would drop the point
-    command = f"sqlite3 {shlex.quote(store)} < {shlex.quote(str(script))}"
-    if not command.isprintable():
-        return f"check it with {printable(script, None)}"
-    if shutil.which("sqlite3") is None:
-        return f"there is no sqlite3 shell here; where there is one: {command}"
-    return f"check it: {command}"
+def verify(options: argparse.Namespace, patience: Patience) -> int:
+    """Run the eight checks and print what the sqlite3 shell prints; return the exit code."""
+    path, script = find_store(options.db_path), find_verification()
+    statement = ""
+    with closing(open_store(path, patience, read_only=True)) as store:
+        store.execute("PRAGMA temp_store = DEFAULT")  # a large store's tables need the disk
+        store.execute(f"PRAGMA busy_timeout = {min(options.busy_timeout * 1000, 2**31 - 1):.0f}")
+        store.text_factory = lambda text: text.decode(errors="replace")
+        store.set_progress_handler(lambda: patience.signum is not None, INTERRUPT_STEPS)
+        for line in script.read_text(encoding="utf-8").splitlines(keepends=True):
+            statement += "" if line.startswith(".") else line
+            if not sqlite3.complete_statement(statement):
+                continue
+            try:
+                for *_, text in store.execute(statement):  # of a query plan, the last column
+                    put("" if text is None else text)
+            except sqlite3.IntegrityError as error:
+                if VERDICT_CONSTRAINT in str(error):
+                    return EXIT_FAILED
+                raise StoreError(f"{error}: name an AgentOS store with --db-path") from error
+            except sqlite3.OperationalError:
+                if patience.signum is not None:
+                    raise Interrupted from None
+                raise
+            statement = ""
+    return EXIT_DONE
 
 
-def find_verification() -> Path | None:
-    """Return the verification beside this script, or where pip has put it."""
-    beside = Path(__file__).resolve().with_name(VERIFICATION)
-    if os.path.exists(beside):  # noqa: PTH110 - raises nothing
-        return beside
-    try:
+def find_verification() -> Path:
+    """Return the checks' file beside this script, or where pip put it."""
+    places = [Path(__file__).resolve().with_name(VERIFICATION)]
+    with suppress(ImportError):  # pip has not installed this script here
         from importlib import metadata  # noqa: PLC0415 - slow, and seldom needed
 
         files = metadata.files("backfill-audit-decision-fields") or []
-    except ImportError:  # that package is not installed here, among others
-        return None
-    return next((Path(str(f.locate())).resolve() for f in files if f.name == VERIFICATION), None)
+        places += [Path(str(file.locate())) for file in files if file.name == VERIFICATION]
+    for place in places:
+        if place.exists():
+            return place
+    raise StoreError(f"{VERIFICATION} is missing: put it beside {__file__}")
 
 
 if __name__ == "__main__":

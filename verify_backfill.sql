@@ -602,6 +602,6 @@ SELECT char(10) || CASE count(*) WHEN 0 THEN 'No check fails.'
                    ELSE 'FAIL: ' || group_concat(number || ' ' || name, ', ') END
   FROM (SELECT number, name FROM temp.verdict WHERE verdict = 'FAIL' ORDER BY number);
 -- An error raised on purpose makes the exit code 1.
-CREATE TABLE temp.gate (failed INTEGER CONSTRAINT "a check has the verdict FAIL"
+CREATE TABLE temp.gate (failed INTEGER CONSTRAINT "the line above names the checks that fail"
                         CHECK (failed = 0));
 INSERT INTO temp.gate SELECT count(*) FROM temp.verdict WHERE verdict = 'FAIL';

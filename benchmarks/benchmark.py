@@ -4,6 +4,7 @@
     python3 benchmarks/benchmark.py            # under two minutes
     python3 benchmarks/benchmark.py --full     # up to 1,000,000 rows
     python3 benchmarks/benchmark.py --json
+    python3 benchmarks/benchmark.py --beside OLD.py    # another version of the tool, too
 
 What is compared is measured alternately in one run, and the median of the rounds counts:
 compare ratios, not seconds from different machines. README.md beside this file says how to
@@ -44,6 +45,7 @@ import backfill_audit_decision_fields as backfill  # noqa: E402
 TOOL = HERE.parent / "backfill_audit_decision_fields.py"
 VERIFY = HERE.parent / "verify_backfill.sql"
 JOURNAL_MODES = ("wal", "delete")
+BATCH_SIZE = 1000  # the tool's default
 
 # What a user would type instead: fast, but without the rules for what is usable and for pairs.
 BARE_UPDATE = """
@@ -66,7 +68,7 @@ PAIR_UPDATE = """
 WITHOUT_THREAD = """
 import gc, sys, backfill_audit_decision_fields as backfill
 gc.disable()
-backfill.PAGES_AHEAD = 0
+backfill.ReadAhead.begin = lambda *_: None
 sys.exit(backfill.main())
 """
 # The same candidates for sqlite-utils, which hands over the payload alone, without created_at.
@@ -189,16 +191,12 @@ def whole_runs(bench: Bench, *, full: bool) -> list[dict[str, Any]]:
     return table
 
 
-def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
+def side_by_side(bench: Bench, rows: int, rounds: int, other: Path | None) -> list[dict[str, Any]]:
     """2. The tool beside what else fills the columns, alternating."""
     with contextlib.closing(sqlite3.connect(bench.store(rows))) as store:
-        still_open = (
-            f"SELECT {backfill.ROW} FROM task_audits"
-            f" WHERE {backfill.SUPERVISOR} AND {backfill.HAS_NULL}"
-        )
         ready = [
-            (*plan.values, plan.audit_id)
-            for plan in map(backfill.plan_row, store.execute(still_open))
+            (*plan.values, plan.row.audit_id)
+            for plan in backfill.read_batch(store, 1, rows, rows, 0).plans
             if plan.values != backfill.NOTHING
         ]
 
@@ -219,13 +217,13 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
             sql = f"{BARE_UPDATE} AND audit_id BETWEEN ? AND ?"
             return seconds(
                 lambda: [
-                    store.execute(sql, (first, first + backfill.DEFAULT_BATCH_SIZE - 1))
-                    for first in range(1, rows + 1, backfill.DEFAULT_BATCH_SIZE)
+                    store.execute(sql, (first, first + BATCH_SIZE - 1))
+                    for first in range(1, rows + 1, BATCH_SIZE)
                 ]
             )
 
     def floor(path: Path) -> float:
-        size = backfill.DEFAULT_BATCH_SIZE
+        size = BATCH_SIZE
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as store:
             store.execute("PRAGMA synchronous = NORMAL")
 
@@ -246,6 +244,10 @@ def side_by_side(bench: Bench, rows: int, rounds: int) -> list[dict[str, Any]]:
     }
     if not shutil.which("sqlite3"):
         del ways["bare UPDATE, all at once"]
+    if other is not None:
+        ways[f"the tool of {other.name}"] = lambda path: float(
+            watch_tool(path, program=(other,))[0]["elapsed_seconds"]
+        )
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(1, rounds + 1):
         bench.say(f"side by side: {rows:,} rows, round {number} of {rounds}")
@@ -283,16 +285,16 @@ def beside_sqlite_utils(bench: Bench, rows: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def other_writers(bench: Bench, rows: int) -> list[dict[str, Any]]:
+def other_writers(bench: Bench, rows: int, other: Path | None) -> list[dict[str, Any]]:
     """3. How long two other processes wait while the store is filled."""
     table = []
+    ways: dict[str, Callable[[Path], object]] = {"the tool": run_tool}
+    if other is not None:
+        ways[f"the tool of {other.name}"] = lambda path: watch_tool(path, program=(other,))
+    if shutil.which("sqlite3"):
+        ways["bare UPDATE"] = lambda path: sqlite_shell(path, BARE_UPDATE)
     for mode in JOURNAL_MODES:
-        for name, work in (
-            ("the tool", run_tool),
-            ("bare UPDATE", lambda path: sqlite_shell(path, BARE_UPDATE)),
-        ):
-            if name == "bare UPDATE" and not shutil.which("sqlite3"):
-                continue
+        for name, work in ways.items():
             bench.say(f"other writers: {name}, {mode}")
             path = bench.store(rows, mode)
             writers = [writer.start(path, seed) for seed in (1, 2)]
@@ -321,10 +323,10 @@ def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
         bench.say(f"write lock: {mode}, batches of {batch_size:,}")
         path = bench.store(rows, mode)
         held: list[float] = []
-        transaction = backfill.Courtesy.transaction
+        transaction = backfill.WriteLock.transaction
 
         @contextlib.contextmanager
-        def timing(self: backfill.Courtesy) -> Iterator[None]:
+        def timing(self: backfill.WriteLock) -> Iterator[None]:
             with transaction(self):  # noqa: B023 - used up before the next round of the loop
                 begun = time.perf_counter()
                 yield
@@ -332,7 +334,7 @@ def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
 
         out = io.StringIO()
         with (
-            mock.patch.object(backfill.Courtesy, "transaction", timing),
+            mock.patch.object(backfill.WriteLock, "transaction", timing),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(io.StringIO()),
         ):
@@ -520,8 +522,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure the backfill.")
     parser.add_argument("--full", action="store_true", help="go up to 1,000,000 rows")
     parser.add_argument("--json", action="store_true", help="print the tables as one JSON object")
+    parser.add_argument(
+        "--beside",
+        metavar="FILE",
+        type=Path,
+        help="another version of the tool, for tables 2 and 3",
+    )
     args = parser.parse_args(argv)
-    full = args.full
+    full, other = args.full, args.beside and args.beside.resolve()
     with tempfile.TemporaryDirectory(prefix="backfill-benchmark-") as folder:
         bench = Bench(Path(folder), lambda text: print(text, file=sys.stderr, flush=True))
         sizes = [10_000, 100_000, 1_000_000] if full else [10_000, 30_000]
@@ -529,9 +537,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         large = 220_000 if full else 50_000
         tables = {
             "1. Whole runs": whole_runs(bench, full=full),
-            "2. Side by side": side_by_side(bench, large, 5 if full else 3),
+            "2. Side by side": side_by_side(bench, large, 5 if full else 3, other),
             "2b. Beside sqlite-utils": beside_sqlite_utils(bench, large if full else 5000),
-            "3. Other writers' waiting times": other_writers(bench, middle),
+            "3. Other writers' waiting times": other_writers(bench, middle, other),
             "3b. How long a batch holds the write lock": lock_times(bench, middle),
             "4. Growth": growth(bench, sizes),
             "5. What it is for": lag_query(bench, large),
