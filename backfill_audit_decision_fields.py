@@ -139,9 +139,9 @@ COUNT_RANGE = f"""
 # Gives closed rows too, so that we know where a batch ended. Without the CASE SQLite would load
 # their payloads: four times as slow.
 READ_BATCH = f"""
-    SELECT payload, audit_id, is_open, event_type, created_at,
+    SELECT audit_id, is_open, payload, event_type, created_at,
            source_event_ts, supervisor_processed_at
-      FROM (SELECT CASE WHEN {OPEN} THEN payload END AS payload, audit_id, {OPEN} AS is_open,
+      FROM (SELECT audit_id, {OPEN} AS is_open, CASE WHEN {OPEN} THEN payload END AS payload,
                    event_type, created_at, source_event_ts, supervisor_processed_at {ROWS})
      WHERE audit_id <= ?
 """
@@ -406,7 +406,6 @@ class Row(NamedTuple):
     """A row of the table without its payload; bytes stand for a BLOB and for broken UTF-8."""
 
     audit_id: int
-    is_open: int  # 1 if it is the Supervisor's and has a NULL, else 0
     event_type: object
     created_at: object
     source_event_ts: object
@@ -440,9 +439,8 @@ class Plan(NamedTuple):
 def plan_row(payload: object, row: Row) -> Plan:
     """Decide what to write to an open row: rule 1 (only where it is NULL) and rule 5."""
     source, processed, malformed = find_timestamps(payload, row.created_at)
-    kept = row.source_event_ts
-    if row.supervisor_processed_at is not None:
-        kept = row.supervisor_processed_at
+    kept_first, kept_second = row.existing
+    kept = kept_first if kept_second is None else kept_second
     values: Pair = NOTHING
     left_null = reason = None
     if malformed is not None:
@@ -451,11 +449,12 @@ def plan_row(payload: object, row: Row) -> Plan:
         left_null, reason = "unreadable", "it is a BLOB, a number, or text that is not UTF-8"
     else:
         values = match_offsets(row.existing, (source.value, processed.value))
-        if None in values and (kept is None or values == NOTHING):
-            left_null = "no_timestamp"
     first, second = values
-    source = NOT_FOUND if first is None else source  # nothing is said of what is not written
-    processed = NOT_FOUND if second is None else processed
+    if first is None or second is None:
+        if left_null is None and (kept is None or values == NOTHING):
+            left_null = "no_timestamp"
+        source = source if first is not None else NOT_FOUND  # nothing is said of what is not
+        processed = processed if second is not None else NOT_FOUND  # written
     kind = kind_of((source.field, processed.field), left_null)
     return Plan(row, values, kind, (source.skipped, processed.skipped), reason)
 
@@ -473,7 +472,7 @@ def match_offsets(existing: tuple[object, object], found: Pair) -> Pair:
         return _match_offset(first, kept_second, is_kept=True), None
     if kept_first is not None:
         return None, _match_offset(second, kept_first, is_kept=True)
-    if first is None or second is None or _has_offset(first) == _has_offset(second):
+    if first is None or second is None or first[-1] == second[-1] == "Z":
         return found
     return (
         _match_offset(first, second, is_kept=False),
@@ -663,7 +662,6 @@ class Range(NamedTuple):
 
     first: int
     last: int
-    rows: int
     supervisor_rows: int
     open_rows: int
 
@@ -851,16 +849,16 @@ def count_table(
     Calls on_rows(rows so far). Raises sqlite3.Error or Interrupted.
     """
     ranges: list[Range] = []
+    done = 0
     while first <= last:
         lock.patience.check()
-        values = (first, rows, last)
-        counted, end, *numbers = lock.patience.wait(
-            lambda values=values: lock.store.execute(COUNT_RANGE, values).fetchone()
-        )
+        cursor = lock.patience.wait(lock.store.execute, COUNT_RANGE, (first, rows, last))
+        counted, end, *numbers = cursor.fetchone()
         if not counted:
             break
-        ranges.append(Range(first, end, counted, *numbers))
-        on_rows(sum(range_.rows for range_ in ranges))
+        ranges.append(Range(first, end, *numbers))
+        done += counted
+        on_rows(done)
         first = end + 1
     return ranges
 
@@ -943,12 +941,11 @@ def read_batch(store: sqlite3.Connection, first: int, end: int, size: int, versi
     """
     plans = []
     looked_at = 0
-    for payload, *columns in store.execute(READ_BATCH, (first, size, end)):
-        row = Row._make(columns)
+    for audit_id, is_open, payload, *columns in store.execute(READ_BATCH, (first, size, end)):
         looked_at += 1
-        if row.is_open:
-            plans.append(plan_row(payload, row))
-    last = row.audit_id if looked_at == size else end
+        if is_open:
+            plans.append(plan_row(payload, Row(audit_id, *columns)))
+    last = audit_id if looked_at == size else end
     return Batch(first, end, size, version, plans, last)
 
 
@@ -968,9 +965,8 @@ class ReadAhead:
         """Begin to read a batch, as read_batch() does."""
         if self._store is not None:
             with suppress(RuntimeError):  # no thread is to be had
-                self._begun = self._worker.submit(
-                    read_batch, self._store, first, end, size, version
-                )
+                wanted = (self._store, first, end, size, version)
+                self._begun = self._worker.submit(read_batch, *wanted)
 
     def take(self, first: int) -> Batch | None:
         """Return the batch if it was read and begins there; None if it is still to be read.
@@ -1180,11 +1176,12 @@ def run(options: argparse.Namespace, summary: Summary, screen: "Screen", patienc
         if options.verify:
             return verify(options, patience)
         fill_store(options, summary, screen, patience)
-    except Interrupted:
-        signum = signal.Signals(patience.signum or signal.SIGINT)
-        summary.status, summary.interrupted_by = "interrupted", signum.name
-        return EXIT_SIGNAL + signum
-    except (StoreError, sqlite3.Error, OSError, MemoryError) as error:
+    except (Interrupted, StoreError, sqlite3.Error, OSError, MemoryError) as error:
+        cut_short = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+        if cut_short or isinstance(error, Interrupted):
+            signum = signal.Signals(patience.signum or signal.SIGINT)
+            summary.status, summary.interrupted_by = "interrupted", signum.name
+            return EXIT_SIGNAL + signum
         summary.error = explain(error, options)
         return EXIT_FAILED
     summary.status = "completed"
@@ -1204,7 +1201,8 @@ def fill_store(
     with closing(open_store(path, patience, read_only=options.dry_run)) as store:
         lock = WriteLock(store, patience, options.pause)
         schema, version = lock.schema, patience.wait(fetch, store, DATA_VERSION)
-        is_wal = patience.wait(fetch, store, "PRAGMA journal_mode") == "wal"
+        in_wal = patience.wait(fetch, store, "PRAGMA journal_mode") == "wal"
+        read_ahead = in_wal and not options.dry_run
         if options.backup is not None and not options.dry_run:
             screen.start("Backup", "pages")
             make_backup(lock, path, Path(os.path.abspath(options.backup)), screen.update)  # noqa: PTH100
@@ -1212,14 +1210,11 @@ def fill_store(
         began = time.monotonic()
         try:
             screen.start("Counting", "rows")
-            last = patience.wait(fetch, store, SELECT_LAST)
-            first, rows = -(2**63), max(options.batch_size, LEAST_RANGE)
-            end = first - 1 if last is None else last
-            summary.begin(count_table(lock, first, end, rows, screen.update))
+            last = patience.wait(fetch, store, SELECT_LAST) or 0
+            rows = max(options.batch_size, LEAST_RANGE)
+            summary.begin(count_table(lock, -(2**63), last, rows, screen.update))
             screen.start("Dry run" if options.dry_run else "Filling", "rows")
-            reader = None
-            if is_wal and not options.dry_run:
-                reader = open_store(path, patience, read_only=True)
+            reader = open_store(path, patience, read_only=True) if read_ahead else None
             with closing(ReadAhead(reader)) as ahead:
                 patience.before_stop = ahead.finish
                 fill_rows(lock, ahead, path, summary, screen)
@@ -1409,15 +1404,13 @@ class Screen(logging.Handler):
 
     def update(self, done: int, total: int = 0) -> None:
         """Show where the phase is if it is time; a total of 0 is unknown."""
-        if time.monotonic() >= self._next:
-            elapsed = time.monotonic() - self._began
-            self._show(format_progress(self._label, self._unit, done, total, elapsed))
+        elapsed = time.monotonic() - self._began
+        self._show(format_progress(self._label, self._unit, done, total, elapsed))
 
     def waiting(self, seconds: float) -> None:
         """Show that another process's lock is in the way, and how long we go on waiting."""
-        if time.monotonic() >= self._next:
-            left = format_duration(seconds)
-            self._show(f"{self._label}  waiting for another process's lock, {left} more")
+        left = format_duration(seconds)
+        self._show(f"{self._label}  waiting for another process's lock, {left} more")
 
     def end(self, total: int = 0) -> None:
         """Show that all of a phase is done, if there was anything, and leave the line."""
@@ -1429,9 +1422,9 @@ class Screen(logging.Handler):
         self._drawn = False
 
     def _show(self, line: str) -> None:
-        self._next = time.monotonic() + self._pace
-        if self._quiet:
+        if self._quiet or time.monotonic() < self._next:
             return
+        self._next = time.monotonic() + self._pace
         columns = 0
         with suppress(OSError):
             columns = os.get_terminal_size(self._stream.fileno()).columns if self._live else 0
@@ -1644,16 +1637,13 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     for option, metavar, kind, default, meaning in (
         ("--db-path", "PATH", _path, DEFAULT_STORE, "the store (default %(default)s)"),
-        ("--batch-size", "N", int, 1000, "the most rows in a transaction, from 1 up"),
+        ("--batch-size", "N", int, 1000, "the most rows in a transaction (default %(default)s)"),
         ("--backup", "PATH", _path, None, "before the first write, copy the store to this file"),
-        ("--busy-timeout", "SECONDS", float, 30.0, "wait so long for another process's lock"),
+        ("--busy-timeout", "SECONDS", float, 30.0, "how long to wait for a lock (default 30)"),
         ("--pause", "SECONDS", float, 0.0, "extra rest between batches, for a busy store"),
         ("--log-file", "PATH", _path, None, "append a record of the run, and of each odd row"),
     ):
-        shown = "" if default is None or kind is _path else " (default %(default)g)"
-        parser.add_argument(
-            option, metavar=metavar, type=kind, default=default, help=f"{meaning}{shown}"
-        )
+        parser.add_argument(option, metavar=metavar, type=kind, default=default, help=meaning)
     for option, meaning in SWITCHES.items():
         parser.add_argument(option, action="store_true", help=meaning)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -1795,10 +1785,6 @@ def verify(options: argparse.Namespace, patience: Patience) -> int:
                 if VERDICT_CONSTRAINT in str(error):
                     return EXIT_FAILED
                 raise StoreError(f"{error}: name an AgentOS store with --db-path") from error
-            except sqlite3.OperationalError:
-                if patience.signum is not None:
-                    raise Interrupted from None
-                raise
             statement = ""
     return EXIT_DONE
 
