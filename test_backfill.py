@@ -18,6 +18,7 @@ import pty
 import random
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import struct
@@ -349,8 +350,6 @@ NOT_JSON: list[tuple[str, object]] = [
 
 
 class ExtractionTest(unittest.TestCase):
-    """extract_timestamps(), which alone knows rules 2 to 4."""
-
     def extract(self, payload: object, created_at: object = CREATED) -> tuple[Any, ...]:
         found = backfill.extract_timestamps(payload, created_at)
         self.assertEqual(list(found), list(COLUMNS))
@@ -396,9 +395,8 @@ class ExtractionTest(unittest.TestCase):
             texts = ["[" * 500 + "]" * 500, "[" * 10**6]
             work = lambda: [print(backfill.extract_timestamps(text, None)) for text in texts]
             threading.Thread(target=work).start()"""
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=HERE, check=False, capture_output=True
-        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=HERE, check=False, capture_output=True)
         self.assertEqual((done.returncode, done.stdout.count(b"None")), (0, 4), done.stderr)
 
 
@@ -539,7 +537,7 @@ class RunTest(StoreTest):
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
                 self.path.unlink(missing_ok=True)
-                sample_store.make_store(self.path, rows=1500, journal_mode=mode)
+                sample_store.make_store(self.path, rows=1000, journal_mode=mode)
                 self.query("UPDATE task_audits SET level = 'odd', verdict_id = 7, repo_id = x'ff'")
                 before, rows = self.path.read_bytes(), self.query(others)
                 dry = self.fill("--dry-run", "--batch-size", 70)
@@ -644,8 +642,6 @@ class FiguresTest(StoreTest):
 
 
 class VerdictTest(ProcessTest):
-    """The last line of every outcome."""
-
     def test_it_ends_the_report_or_with_json_what_is_said_on_stderr(self) -> None:
         odd = {"payload": MALFORMED}
         half = {"created_at": "yesterday", **row(timestamp=DONE)}
@@ -692,13 +688,14 @@ class VerdictTest(ProcessTest):
         self.assertRegex(result.err.splitlines()[-1], words)
 
     def test_a_failed_run_says_what_stays(self) -> None:
-        undo = "UPDATE task_audits SET source_event_ts = NULL WHERE audit_id = 1"
+        delete = "DELETE FROM task_audits WHERE audit_id < 11"
+        undo = "UPDATE task_audits SET source_event_ts = NULL WHERE audit_id = 11"
         for sql, lines in (
-            (undo, " undone +1 .*\nfailed: .*1 row .*another process.*again"),
-            ("DROP TABLE task_audits", " not reached +150\n.*\nfailed: .*100 of 250 rows .* stay"),
+            (undo, r" undone +1 .* 99\.9 % after.*\nfailed: .*1 row .*another process.*again"),
+            ("DROP TABLE task_audits", r" reached +100\n.* 90\.8 % after.*\nfailed: .* 990 .*stay"),
         ):
-            self.make([{}] * 250)
-            with self.subTest(sql), self.beside(sql, before=2):
+            self.make([{}] * 1100)
+            with self.subTest(sql), self.beside(sql, before=11), self.beside(delete):
                 result = self.tool("--batch-size", 100)
                 self.assertEqual((result.code, result.err.count("error: ")), (1, 1))
                 self.assertRegex(result.out, rf"(?s){lines}[^\n]*\n\Z")
@@ -778,6 +775,7 @@ class TerminalTest(StoreTest):
                     list(dict.fromkeys(shares)), ["20.0", "40.0", "60.0", "80.0", "100.0"]
                 )
                 self.assertTrue(lines[-1][0].endswith(end), lines[-1])
+                self.assertNotIn("\x1b", said.rpartition(lines[-1][0])[2])
                 self.assertEqual([bool(left) for _line, left in lines].index(True), len(lines) - 1)
                 self.assertLess(max(len(line) for line, _left in lines), columns)
                 self.assertRegex(said, r"\r\x1b\[Kwarning: audit_id 16: [^\r]*\r\n")
@@ -1007,7 +1005,7 @@ class HostileTest(StoreTest):
         return store.execute(f"SELECT {columns} FROM task_audits ORDER BY audit_id").fetchall()
 
     def test_what_was_made_to_do_harm_does_none(self) -> None:
-        self.make(hostile_rows(seed=11, count=2500))
+        self.make(hostile_rows(seed=11, count=2000))
         for n, column in enumerate(("task_id", "event_type", "payload", "created_at", *COLUMNS)):
             cast = f"CAST(CAST({column} AS BLOB) || x'ff' AS TEXT) WHERE {column} > ''"
             self.query(f"UPDATE task_audits SET {column} = {cast} AND audit_id % 29 = {n}")
@@ -2268,6 +2266,198 @@ class OutputTest(MachineTest):
         self.checks("SELECT 'begun'", f"{numbers} SELECT max(i) FROM n")
         result = self.watched("begun", lambda: signal.raise_signal(signal.SIGINT), "--verify")
         self.assertEqual((result.code, result.out), (130, "begun\n"))
+
+
+# --- The documents ----------------------------------------------------------------------------
+
+MANUAL = "README_BACKFILL.md"
+LINES = {"README.md": 130, MANUAL: 290, "QUICKSTART.md": 60}
+DOCUMENTS = [*LINES, "benchmarks/README.md"]
+
+
+class DocumentsTest(StoreTest):
+    """What the documents say is what the program does."""
+
+    def read(self, name: str) -> str:
+        return (HERE / name).read_text(encoding="utf-8")
+
+    def find(self, pattern: str, document: str = MANUAL) -> str:
+        """The first group of the first match in a document."""
+        found = re.search(pattern, self.read(document), re.S | re.M)
+        assert found is not None, pattern
+        return found[1]
+
+    def table(self, first_cell: str) -> list[list[str]]:
+        """The cells of the manual's table with this first cell in its head."""
+        rows = self.find(rf"^\| {re.escape(first_cell)} \|[^\n]*\n\|[ -|]+\n((?:\|[^\n]*\n)+)")
+        return [row.removesuffix("|")[2:].split(" | ") for row in rows.splitlines()]
+
+    def sample(self, document: str, title: str) -> str:
+        return self.find(rf"<!-- {title} -->\n```text\n(.*?)```", document)
+
+    def demo(self, *options: str) -> str:
+        """What the tool prints on stdout for demo.db, without how long it took."""
+        if not (self.folder / "demo.db").exists():
+            sample_store.make_store(self.folder / "demo.db")
+        with contextlib.chdir(self.folder):
+            return self.without_times(run("--db-path", "demo.db", *options).out)
+
+    @staticmethod
+    def without_times(text: str) -> str:
+        return re.sub(r"\d+ batches (.*) in [\d.]+ s, [\d,]+ rows/s", r"… batches \1", text)
+
+    def test_samples_are_what_the_program_prints(self) -> None:
+        dry_run = self.sample("QUICKSTART.md", "the dry run of demo.db")
+        self.assertEqual(self.demo("--dry-run")[: len(dry_run)], dry_run)
+        report = self.sample("README.md", "the tool on demo.db")
+        self.assertEqual(self.demo(), self.without_times(report))
+        verdicts = re.findall(r"(?m)^\d  [a-z].*  [A-Z]{4}  .*\n", self.demo("--verify"))
+        sample = self.sample("README.md", "the verification of demo.db")
+        self.assertEqual("".join(verdicts), sample)
+        self.assertEqual(len(verdicts), 8)
+
+    def test_the_line_of_progress_is_one_that_the_program_draws(self) -> None:
+        line = self.find(r"^    (\[#+-+\] Filling .*?)$", "README.md")
+        done, total, speed = map(
+            int, re.findall(r"(\d+)/(\d+) rows  (\d+)", line.replace(",", ""))[0]
+        )
+        drawn = backfill.format_progress("Filling", "rows", done, total, done / speed)
+        self.assertEqual(drawn, line)
+
+    def test_the_table_of_options_is_the_programs_own(self) -> None:
+        with mock.patch.dict(os.environ, COLUMNS="400"):
+            usage = run("--help").out
+        pattern = r"(?m)^  (?:-h, )?(--\S+(?: [A-Z]+)?)\s+(.+?)(?: \(default (.*)\))?$"
+        actual = {option: cells for option, *cells in re.findall(pattern, usage)}
+        table = {option.strip("`"): cells for option, *cells in self.table("option")}
+        self.assertEqual(list(table), list(actual))
+        for option in set(table) - {"--help", "--version"}:  # those have argparse's words
+            with self.subTest(option):
+                self.assertEqual([cell.strip("` ") for cell in table[option]], actual[option])
+
+    def test_the_keys_of_the_json_summary_are_documented(self) -> None:
+        self.fresh({})
+        cells = self.table("key")
+        documented = re.findall(r"`(\w+)`", " ".join(keys for keys, _meaning in cells))
+        self.assertEqual(sorted(documented), sorted(self.fill()))
+        for reason in backfill.LEFT_NULL:
+            self.assertIn(f"`{reason}`", str(cells))
+
+    def test_the_candidates_are_the_programs_own(self) -> None:
+        for column, names in backfill.FIELDS.items():
+            listed = ", ".join(f"`{name}`" for name in names)
+            row = f"| `{column}` | payload {listed}, then the row's `created_at` |\n"
+            self.assertIn(row, self.read(MANUAL))
+
+    def test_each_spelling_of_rule_3_is_read_and_written_as_the_manual_says(self) -> None:
+        spellings = self.table("spelling")
+        self.assertGreater(len(spellings), 9)
+        for spelling, value, written in spellings:
+            with self.subTest(spelling):
+                said = backfill.as_timestamp(json.loads(value.strip("`")))
+                self.assertEqual(f"`{said}`" if said else "unusable", written.strip())
+
+    def test_each_example_of_a_rule_comes_out_as_it_says(self) -> None:
+        examples = self.table("example")
+        self.assertGreater(len(examples), 2)
+        created = self.find(r"`created_at` of `([^`]+)`")
+        self.make(
+            {"payload": payload.strip("`"), "created_at": created}
+            for _rule, payload, _columns in examples
+        )
+        self.fill()
+        for (rule, _payload, expected), columns in zip(examples, self.columns(), strict=True):
+            with self.subTest(rule):
+                written = ", ".join(f"`{value}`" for value in columns)
+                self.assertEqual(f"→ {written}", expected.strip())
+
+    def test_links_lead_somewhere(self) -> None:
+        for name in DOCUMENTS:
+            for target in re.findall(r"\]\(([^)]+)\)", self.read(name)):
+                with self.subTest(name, target=target):
+                    file, _, anchor = target.partition("#")
+                    path = (HERE / name).parent / file if file else HERE / name
+                    self.assertTrue(path.exists())
+                    if anchor:
+                        heads = re.findall(r"(?m)^#+ (.+)$", path.read_text("utf-8").lower())
+                        anchors = [re.sub(r"[^\w -]", "", head).replace(" ", "-") for head in heads]
+                        self.assertIn(anchor, anchors)
+
+    def test_no_document_is_too_long_and_lines_end_as_a_shell_needs_it(self) -> None:
+        for name, most in LINES.items():
+            self.assertLessEqual(self.read(name).count("\n"), most, name)
+        self.assertEqual(self.read(".gitattributes"), "* text eol=lf\n")
+
+    def test_the_readme_has_the_two_commands(self) -> None:
+        sample = "python3 benchmarks/sample_store.py demo.db"
+        run_it = "python3 backfill_audit_decision_fields.py --db-path demo.db"
+        for command in (f"{sample} && {run_it}", "python3 test_backfill.py"):
+            self.assertIn(f"\n    {command}\n", self.read("README.md"))
+
+    def back_up(self) -> tuple[Path, list[tuple[Any, Any]]]:
+        """Fill a store, with a backup; return that, and the columns before."""
+        sample_store.make_store(self.path, rows=600)
+        before = self.columns()
+        self.fill("--backup", self.folder / "STORE.before")
+        return self.folder / "STORE.before", before
+
+    def test_the_changed_rows_are_listed_as_the_manual_shows(self) -> None:
+        backup, before = self.back_up()
+        sql = self.find(r"```sql\n(.*?)```").replace("STORE.before", str(backup))
+        attach, query, _ = sql.split(";")
+        store = self.connect()
+        store.execute(attach)
+        listed = [columns for _audit_id, *columns in store.execute(query)]
+        pairs = zip(before, self.columns(), strict=True)
+        self.assertEqual(listed, [list(now) for was, now in pairs if was != now])
+        self.assertGreater(len(listed), 400)
+
+    def test_the_undo_takes_back_what_the_run_wrote_and_nothing_else(self) -> None:
+        backup, before = self.back_up()
+        script, filled = self.folder / "undo.py", self.folder / "STORE.filled"
+        script.write_text(self.find(r"```python\n(.*?)```"), encoding="utf-8")
+        shutil.copy(backup, filled)
+        run("--db-path", filled)
+        at = before.index((None, None))
+        self.query(f"UPDATE task_audits SET source_event_ts = '{EVENT}' WHERE audit_id = {at + 1}")
+        self.insert(self.connect(), [{"source_event_ts": EVENT, "supervisor_processed_at": DONE}])
+        after = self.columns()
+        before[at] = (EVENT, None)
+        for names, code, expected in (
+            (("STORE.befor", filled), 1, after),
+            ((backup, "STORE.fill"), 1, after),
+            ((filled, backup), 0, after),
+            ((backup, filled), 0, [*before, (EVENT, DONE)]),
+        ):
+            with self.subTest(names=names):
+                command = [sys.executable, script, self.path, *names]
+                undo = subprocess.run(command, check=False, cwd=self.folder, capture_output=True)
+                self.assertEqual(undo.returncode, code, undo.stderr)
+                self.assertEqual(self.columns(), expected)
+        self.assertEqual(set(self.folder.glob("STORE.*")), {backup, filled})
+
+    @unittest.skipIf(shutil.which("sqlite3") is None, "there is no sqlite3 shell")
+    def test_the_whole_store_is_restored_and_a_mistyped_name_does_no_harm(self) -> None:
+        backup, before = self.back_up()
+        command = self.find(r"^    (test -s STORE.before .*?)$")
+        self.path.rename(self.folder / "real.db")
+        (self.folder / "STORE").symlink_to("real.db")
+        filled = self.columns(self.folder / "STORE")
+        for name, code, expected in (("STORE.befor", 1, filled), (backup.name, 0, before)):
+            typed = command.replace("STORE.before", name)
+            done = subprocess.run(typed, shell=True, check=False, cwd=self.folder)
+            self.assertEqual(done.returncode, code)
+            self.assertEqual(self.columns(self.folder / "STORE"), expected)
+        self.assertFalse((self.folder / "STORE.befor").exists())
+        self.assertTrue((self.folder / "STORE").is_symlink())
+
+    def test_a_damaged_payload_is_mended_as_the_manual_shows(self) -> None:
+        self.fresh({}, {"payload": '{"reason": "cut o'}, {})
+        words = self.find(r"The log says `audit_id 82: … (.*?) …`")
+        self.assertIn(words, self.tool().err)
+        self.query(self.find(r'sqlite3 STORE "(UPDATE .*?)"').replace("82", "2"))
+        self.assertEqual(self.fill()["filled"], 1)
+        self.assertEqual(self.columns()[1], (CREATED, CREATED))
 
 
 # --- The runner -------------------------------------------------------------------------------
