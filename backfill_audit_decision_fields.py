@@ -111,6 +111,7 @@ JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 BRACKET = re.compile(r"[][{}]")
 # An integer with more digits than any timestamp is read as the nearest float.
 DECODER = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
+JSON_BLANKS = " \t\n\r"
 JSON_TYPES = {dict: "an object", list: "an array", bool: "a boolean"}
 
 # Why a row stays NULL: the keys of the summary, and what they mean.
@@ -341,9 +342,8 @@ def read_payload(payload: object) -> dict[str, Any]:
         try:
             payload = payload.decode()
         except UnicodeDecodeError:
-            raise ValueError(
-                "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"
-            ) from None
+            words = "it is not UTF-8 text (damaged, compressed, or SQLite's binary JSON)"
+            raise ValueError(words) from None
     if not isinstance(payload, str) or not payload.strip(WHITE_SPACE):
         return {}
     if len(payload) > MOST_LEVELS and payload.count("{") + payload.count("[") > MOST_LEVELS:
@@ -351,10 +351,13 @@ def read_payload(payload: object) -> dict[str, Any]:
         levels = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
         if max(levels, default=0) > MOST_LEVELS:
             raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
-    try:
-        content = DECODER.decode(payload)
+    text = payload.strip(JSON_BLANKS)
+    try:  # a fifth faster than decode(), which looks for the blanks by itself
+        content, end = DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} (character {error.pos})") from None
+    if end < len(text):
+        raise ValueError(f"Extra data (character {end})")
     return content if isinstance(content, dict) else {}
 
 
@@ -387,8 +390,9 @@ def _from_epoch(number: float) -> str | None:
     """Write an epoch of the years 2000 to 2099 as ISO-8601, to the nearest microsecond."""
     if not 0 < number < 2**63:  # also keeps out NaN and infinity
         return None
+    exact = number if isinstance(number, int) else Fraction(number)
     for unit in EPOCH_UNITS:
-        microseconds = round(Fraction(number) * unit)  # exact, halves to even
+        microseconds = round(exact * unit)  # halves to even
         if EARLIEST <= microseconds < LATEST:
             moment = EPOCH + timedelta(microseconds=microseconds)
             return moment.isoformat(timespec="microseconds") + "Z"
@@ -935,10 +939,20 @@ class RolledBack(Exception):
 
 
 def read_batch(store: sqlite3.Connection, first: int, end: int, size: int, version: int) -> Batch:
-    """Read and plan the open rows among the first `size` rows between two audit_ids.
+    """Read and plan the open rows among the first `size` rows between two audit_ids."""
+    try:
+        store.text_factory = str  # SQLite's own decoding: a fifth faster
+        return _read_batch(store, first, end, size, version)
+    except sqlite3.OperationalError as error:
+        if hasattr(error, "sqlite_errorcode"):  # it was not the decoding that failed
+            raise
+    finally:
+        store.text_factory = decode_text
+    return _read_batch(store, first, end, size, version)
 
-    Each payload is planned as it comes, then dropped: a batch takes little memory.
-    """
+
+def _read_batch(store: sqlite3.Connection, first: int, end: int, size: int, version: int) -> Batch:
+    """Do it once. Each payload is planned as it comes, then dropped: that takes little memory."""
     plans = []
     looked_at = 0
     for audit_id, is_open, payload, *columns in store.execute(READ_BATCH, (first, size, end)):
@@ -1332,6 +1346,8 @@ def printable(value: object, limit: int = sys.maxsize) -> str:
     """Escape and cut a stranger's text, so that it does a terminal or a log no harm: rule 7."""
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
