@@ -12,6 +12,7 @@ import fcntl
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pty
@@ -1517,7 +1518,8 @@ class SignalTest(UseTest):
     def test_a_process_that_ctrl_z_stopped_lets_everybody_in(self) -> None:
         slow = json.dumps({"x": [1.5] * 10_000})  # so the next batch is being read ahead
         for mode, payload, options in (
-            ("delete", SOUND, SLOWLY), ("wal", SOUND, SLOWLY), ("wal", slow, ["--batch-size", 10, "--pause", 0.05]),
+            ("delete", SOUND, SLOWLY), ("wal", SOUND, SLOWLY),
+            ("wal", slow, ["--batch-size", 10, "--pause", 0.05]),
         ):  # fmt: skip
             with self.subTest(mode, options=options):
                 self.make([{"payload": payload}] * 80, journal_mode=mode)
@@ -2268,6 +2270,431 @@ class OutputTest(MachineTest):
         self.checks("SELECT 'begun'", f"{numbers} SELECT max(i) FROM n")
         result = self.watched("begun", lambda: signal.raise_signal(signal.SIGINT), "--verify")
         self.assertEqual((result.code, result.out), (130, "begun\n"))
+
+
+# --- verify_backfill.sql --------------------------------------------------------------------
+
+VERIFY = HERE / "verify_backfill.sql"
+SHELL = shutil.which("sqlite3")
+
+# Letters of every kind, as a payload's text has them beside the timestamps.
+LETTERS = [
+    "plain", "no findings — allowed", "“high”, ‘low’", "策略 matched", "é", "e\u0301", "🛑 stopped",
+    "\N{NO-BREAK SPACE}«»\N{NO-BREAK SPACE}", "\x7f", "\u202e", "\ufffd", "\uffff", "[{}]", '"\\"',
+    "\\u00e9", "ﬁ" * 500,
+]  # fmt: skip
+
+# One row among many is changed: (id, what is changed, the checks that must fail).
+TAMPERINGS: list[tuple[str, str, set[int]]] = [
+    ("500 ms off", "source_event_ts = replace(source_event_ts, '.0', '.5')", {2}),
+    ("2 ms off", "supervisor_processed_at = replace(supervisor_processed_at, '.5', '.502')", {2}),
+    ("an epoch", "source_event_ts = 946684800000", {2, 5}),
+    ("an epoch with a fraction", "source_event_ts = 1770112800.5", {2, 5}),
+    ("the other field's value", "source_event_ts = supervisor_processed_at", {2}),
+    ("another row's value", "source_event_ts = (SELECT source_event_ts FROM task_audits"
+     " WHERE audit_id = 1)", {2}),
+    ("another row's values", "(source_event_ts, supervisor_processed_at) = (SELECT source_event_ts,"
+     " supervisor_processed_at FROM task_audits WHERE audit_id = 1)", {2}),
+    ("exchanged", "source_event_ts = supervisor_processed_at,"
+     " supervisor_processed_at = source_event_ts", {2}),
+    ("an offset added", "source_event_ts = replace(source_event_ts, 'Z', '+02:00')", {2}),
+    ("Z lost", "source_event_ts = rtrim(source_event_ts, 'Z')", {5}),
+    ("Z lost in the other", "supervisor_processed_at = rtrim(supervisor_processed_at, 'Z')", {5}),
+    ("a small z", "source_event_ts = replace(source_event_ts, 'Z', 'z')", {2, 5}),
+    ("a line feed behind it", "source_event_ts = source_event_ts || char(10)", {2, 5}),
+    ("a blank before it", "source_event_ts = ' ' || source_event_ts", {2, 5}),
+    ("a NUL behind it", "source_event_ts = source_event_ts || char(0)", {2, 5}),
+    ("a NUL and more behind it", "source_event_ts = source_event_ts || char(0, 65)", {2, 5}),
+    ("empty", "source_event_ts = ''", {2, 5}),
+    ("a word", "source_event_ts = 'rubbish'", {2, 5}),
+    ("the word NULL", "supervisor_processed_at = 'NULL'", {2, 5}),
+    ("a BLOB", "source_event_ts = x'00ff'", {2, 5}),
+    ("the value as a BLOB", "source_event_ts = CAST(source_event_ts AS BLOB)", {2, 5}),
+    ("bytes that are no UTF-8", "source_event_ts = CAST(x'ff' AS TEXT)", {2, 5}),
+    ("a day that is none", "source_event_ts = '2026-02-30T08:00:01.000000Z'", {2, 5}),
+    ("hour 24", "source_event_ts = '2026-01-05T24:00:00Z'", {2, 5}),
+    ("a day alone", "source_event_ts = substr(source_event_ts, 1, 10)", {2, 5}),
+    ("created_at", "supervisor_processed_at = created_at", {2}),
+    ("created_at for both",
+     "supervisor_processed_at = created_at, source_event_ts = created_at", {2}),
+    ("one forgotten", "source_event_ts = NULL", {6}),
+    ("the other forgotten", "supervisor_processed_at = NULL", {6}),
+    ("both forgotten", "source_event_ts = NULL, supervisor_processed_at = NULL", {6}),
+]  # fmt: skip
+
+# The same where the payload has a field in another spelling: (id, field as JSON, column, checks).
+SPELLED: list[tuple[str, str, str | None, set[int]]] = [
+    ("an offset dropped", '"2026-01-05T10:00:01+02:00"', "2026-01-05T10:00:01Z", {2}),
+    ("an offset changed", '"2026-01-05T10:00:01+02:00"', "2026-01-05T10:00:01+01:00", {2}),
+    ("created_at for a comma", '"2026-01-05 08:00:01,5"', CREATED, {2}),
+    ("created_at for a line feed", '"2026-01-05T08:00:01Z\\n"', CREATED, {2}),
+    ("created_at for UTC", '"2026-01-05 08:00:01 UTC"', CREATED, {2}),
+    ("created_at for milliseconds", "1767600001000", CREATED, {2}),
+    ("created_at for seconds as text", '"1767600001.5"', CREATED, {2}),
+    ("created_at for nanoseconds", "1767600001000000000", CREATED, {2}),
+    ("the year 1999", '"1999-01-05T08:00:01Z"', "1999-01-05T08:00:01Z", {2}),
+    ("the year 2100", '"2100-01-05T08:00:01Z"', "2100-01-05T08:00:01Z", {2}),
+    ("the year 1", '"0001-01-01T00:00:00Z"', "0001-01-01T00:00:00Z", {2}),
+    ("a day, as its midnight", '"2026-01-05"', "2026-01-05T00:00:00Z", {2}),
+    ("NULL for a comma", '"2026-01-05 08:00:01,5"', None, {6}),
+    ("NULL for milliseconds", "1767600001000", None, {6}),
+]
+
+# What an index holds, and what check 4 says of it: (id, indexes, verdict, missing ones).
+ON_SOURCE = "CREATE INDEX a ON task_audits (source_event_ts) WHERE source_event_ts IS NOT NULL;"
+ON_BOTH = """CREATE INDEX b ON task_audits (source_event_ts, supervisor_processed_at)
+    WHERE source_event_ts IS NOT NULL AND supervisor_processed_at IS NOT NULL;"""
+ON_EVENT = """CREATE INDEX c ON task_audits (event_type, source_event_ts)
+    WHERE source_event_ts IS NOT NULL;"""
+INDEXES: list[tuple[str, str, str, int]] = [
+    ("all, by other names", ON_SOURCE + ON_BOTH + ON_EVENT, "PASS", 0),
+    ("without the one that v24 leaves out", ON_SOURCE + ON_BOTH, "INFO", 0),
+    ("without the one on both columns", ON_SOURCE + ON_EVENT, "WARN", 1),
+    ("none", "", "FAIL", 2),
+    ("an expression before it", "CREATE INDEX a ON task_audits (lower(level), source_event_ts)",
+     "FAIL", 2),
+    ("the right names", """
+     CREATE INDEX idx_task_audits_source_event_ts ON task_audits (level);
+     CREATE INDEX idx_task_audits_decision_lag ON task_audits (task_id);""", "FAIL", 2),
+]  # fmt: skip
+
+
+class Verification(NamedTuple):
+    """What the eight checks said."""
+
+    code: int
+    text: str
+    errors: str
+    verdicts: dict[int, str]
+    details: dict[int, str]
+
+    @property
+    def failed(self) -> set[int]:
+        return {number for number, verdict in self.verdicts.items() if verdict == "FAIL"}
+
+    @property
+    def checks(self) -> str:
+        """The text from the first check on, without the plan, which is each shell's own."""
+        text = re.sub(r"(?m)^QUERY PLAN\n|^.*SEARCH .*\n|^.*SCAN .*\n", "", self.text)
+        return text[text.index("\n1. ") :]
+
+    def figures(self, finding: str) -> tuple[int, int]:
+        """The two figures that stand behind a finding."""
+        found = re.search(rf"(?m)^{finding} +(\d+) +(\d+)$", self.text)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def in_the_shell(path: Path, script: str) -> tuple[int, str, str]:
+    """Run the checks as an operator does."""
+    shell = subprocess.run(
+        [str(SHELL), path], check=False, input=script.encode(), capture_output=True
+    )
+    return shell.returncode, shell.stdout.decode(), shell.stderr.decode()
+
+
+def in_python(path: Path, _script: str) -> tuple[int, str, str]:
+    """Run them by the tool's --verify, without the shell."""
+    found = run("--db-path", path, "--verify")
+    return found.code or 0, found.out, found.err
+
+
+class VerifyTest(StoreTest):
+    def verify(
+        self,
+        path: Path | None = None,
+        *,
+        script: str | None = None,
+        by: Callable[..., Any] = in_the_shell if SHELL else in_python,
+    ) -> Verification:
+        """Run the checks; nothing may be written, and the exit code must fit the verdicts."""
+        path = path or self.path
+        before = self.files()
+        code, text, errors = by(path, script or VERIFY.read_text(encoding="utf-8"))
+        self.assertEqual(self.files(), before)
+        lines = re.findall(r"(?m)^([1-8])  (\S.*?)  (PASS|WARN|FAIL|INFO)  (\S.*)$", text)
+        found = Verification(
+            code,
+            text,
+            errors,
+            {int(number): verdict for number, _name, verdict, _detail in lines},
+            {int(number): detail for number, _name, _verdict, detail in lines},
+        )
+        if lines:
+            self.assertEqual(list(found.verdicts), list(range(1, 9)), errors)
+            names = [f"{number} {name}" for number, name, verdict, _ in lines if verdict == "FAIL"]
+            last = f"FAIL: {', '.join(names)}" if names else "No check fails."
+            self.assertEqual(text.splitlines()[-1], last)
+            self.assertEqual(code, 1 if names else 0, errors)
+        else:  # no store that it can judge
+            self.assertEqual((code, errors.count("\n")), (1, 1), errors)
+        return found
+
+    def change(self, sql: str, path: Path | None = None) -> None:
+        with contextlib.closing(sqlite3.connect(path or self.path)) as store:
+            store.executescript(sql)
+
+    def make_filled(self, count: int = 2000, **options: Any) -> None:
+        """A store whose rows all differ, with letters of every kind, filled by the tool."""
+
+        def rows() -> Iterator[dict[str, object]]:
+            for number in range(count):
+                time = f"2026-01-05T{number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}"
+                fields = {
+                    "reason": LETTERS[number % len(LETTERS)],
+                    "source_ts": f"{time}.000000Z",
+                    "timestamp": f"{time}.500000Z",
+                }
+                yield {
+                    "payload": json.dumps(
+                        fields, ensure_ascii=number // 16 % 8 == 7 and fields["reason"] != "\x7f"
+                    ),
+                    "created_at": f"{time}.900000Z",
+                }
+
+        self.make(rows(), **options)
+        self.fill()
+
+    def test_before_a_run_two_checks_fail_and_after_it_none(self) -> None:
+        sample_store.make_store(self.path, rows=1000, journal_mode="delete")
+        before = self.verify()
+        self.assertEqual(before.failed, {1, 6})
+        self.fill()
+        found = self.verify()
+        self.assertEqual(found.failed, set(), found.text)
+        for fact in (str(self.path), sqlite3.sqlite_version[:2], "UTC", "1,000", "Not in WAL"):
+            self.assertIn(fact, found.text[: found.text.index("\n1. ")])
+        self.assertRegex(found.details[1], "from created_at")
+        self.assertRegex(found.details[2], "^0 values differ, [1-9]\\d+ agree, 0 not judged$")
+        self.assertRegex(found.details[8], r"^\d+ pairs, average [\d.]+ s, [1-9]\d* negative")
+        self.assertGreater(found.figures("as created_at says"), (100, 10))
+        wide = [line for line in (before.checks + found.checks).splitlines() if len(line) > 80]
+        self.assertEqual(wide, [])
+        self.query("PRAGMA journal_mode = wal")
+        in_wal = self.verify()
+        self.assertEqual(in_wal.checks, found.checks)
+        self.assertNotIn("Not in WAL", in_wal.text)
+
+    @unittest.skipIf(SHELL is None, "the sqlite3 shell is not installed")
+    def test_python_prints_what_the_shell_prints(self) -> None:
+        self.make(hostile_rows(seed=7, count=200))
+        shell, python = self.verify(), self.verify(by=in_python)
+        self.assertEqual(shell.code, python.code)
+        self.assertEqual(shell.checks, python.checks)
+
+    def test_one_row_tampered_with_among_thousands_is_noticed(self) -> None:
+        self.make_filled()
+        self.assertEqual(self.verify().failed, set())
+        original = self.path.read_bytes()
+        for number, (name, change, failed) in enumerate(TAMPERINGS):
+            with self.subTest(name):
+                self.path.write_bytes(original)
+                self.change(f"UPDATE task_audits SET {change} WHERE audit_id = {1000 + number}")
+                found = self.verify()
+                self.assertEqual(found.failed, failed, found.text)
+
+    def test_one_value_that_is_not_what_another_spelling_says_is_noticed(self) -> None:
+        self.make_filled(count=300)
+        original = self.path.read_bytes()
+        for name, spelled, value, failed in SPELLED:
+            with self.subTest(name):
+                self.path.write_bytes(original)
+                payload = f'{{"reason": "“{name}”", "source_ts": {spelled}, "timestamp": "{DONE}"}}'
+                row = {
+                    "payload": payload,
+                    "source_event_ts": value,
+                    "supervisor_processed_at": DONE,
+                }
+                with contextlib.closing(sqlite3.connect(self.path)) as store, store:
+                    self.insert(store, [row])
+                found = self.verify()
+                self.assertEqual(found.failed, failed, found.text)
+
+    def test_every_row_is_judged_whatever_letters_its_payload_has(self) -> None:
+        self.make_filled(count=len(LETTERS) * 8)
+        self.change("UPDATE task_audits SET source_event_ts = '2026-03-01T00:00:00Z'")
+        found = self.verify()
+        count = len(LETTERS) * 8
+        self.assertEqual(found.details[2], f"{count} values differ, {count} agree, 0 not judged")
+        self.change("UPDATE task_audits SET source_event_ts = NULL")
+        self.assertIn(f"{count} should be filled", self.verify().details[6])
+
+    def test_what_the_tool_writes_is_never_called_wrong(self) -> None:
+        """Ties the rules in SQL to the rules in Python, over thousands of payloads."""
+        nothing = dict.fromkeys(COLUMNS)
+        for seed in (1, 2, 3, 4, 5) if HEAVY else (1,):
+            with self.subTest(seed):
+                self.path.unlink(missing_ok=True)
+                self.make({**row, **nothing} for row in hostile_rows(seed, count=2000))
+                self.fill()
+                found = self.verify()
+                self.assertLessEqual(found.failed, {1}, found.text)
+                agree = re.search(r", (\d+) agree", found.details[2])
+                assert agree is not None
+                self.assertGreater(int(agree[1]), 400)
+
+    def test_what_is_a_timestamp_has_one_answer(self) -> None:
+        when = "2026-01-05 08:00:00"
+
+        def rows() -> Iterator[dict[str, object]]:
+            for _name, value, _written in TIMESTAMPS:
+                if isinstance(value, float) and not math.isfinite(value):
+                    continue
+                if value != "2026-01-05T08:00:11Z\0":
+                    text = json.dumps({"source_ts": value, "note": "“”"}, ensure_ascii=False)
+                    yield {"payload": text}
+                    yield {"payload": f"{text} \t\r\n", "created_at": f"{CREATED} \t\r\n\v\f"}
+                    yield {"payload": text, "created_at": when, "supervisor_processed_at": when}
+                if not isinstance(value, (list, dict)) and (
+                    not isinstance(value, int) or abs(value) < 2**63
+                ):
+                    yield {"payload": "{}", "created_at": value}
+            for _name, payload in WITHOUT_FIELDS[:-2]:  # the last have too many brackets
+                yield {"payload": payload}
+
+        self.make(rows())
+        before = self.verify()
+        summary = self.fill()
+        found = self.verify()
+        self.assertLessEqual(found.failed, {1}, found.text)
+        self.assertIn(f"{summary['filled']} should be filled", before.details[6])
+        self.assertRegex(found.details[2], "^0 values differ, [1-9][0-9]+ agree, 0 not judged$")
+        unusable = tuple(summary["unusable"].values())
+        self.assertEqual(found.figures("payload fields there and unusable"), unusable)
+
+    def test_json_that_is_read_differently_is_counted_apart(self) -> None:
+        both = f'"source_ts": "{EVENT}", "timestamp": "{DONE}"'
+        deep = "[" * 501
+        for name, payload in (
+            ("a name twice", f"{{{both}, {both}}}"),
+            ("a name with an escape", f'{{"source_\\u0074s": "{EVENT}"}}'),
+            ("NaN or Infinity", f'{{{both}, "a": NaN}}'),
+            ("NaN or Infinity", f'{{{both}, "a": -Infinity}}'),
+            ("a NUL", f"{{{both}}}\0"),
+            ("a NUL", f'{{{both}, "a": "\\u0000"}}'),
+            ("over 500 brackets", f'{{{both}, "a": "{deep}"}}'),
+            ("bytes that are no UTF-8", f'{{{both}, "a": "'.encode() + b'\xff"}'),
+        ):
+            with self.subTest(name, payload=payload):
+                self.path.unlink(missing_ok=True)
+                filled = dict.fromkeys(COLUMNS, "2026-01-01T00:00:00Z")
+                self.make([{"payload": payload}, {"payload": payload, **filled}])
+                self.change("UPDATE task_audits SET payload = CAST(payload AS TEXT)")
+                found = self.verify()
+                self.assertEqual(found.figures("not judged: .*"), (1, 1), found.text)
+                self.assertEqual((found.verdicts[2], found.verdicts[6]), ("WARN", "WARN"))
+
+    def test_an_index_is_judged_by_what_it_holds(self) -> None:
+        self.make([{}])
+        for (index,) in self.query("SELECT name FROM sqlite_master WHERE name LIKE 'idx_%'"):
+            self.change(f"DROP INDEX {index}")
+        original = self.path.read_bytes()
+        for name, indexes, verdict, missing in INDEXES:
+            with self.subTest(name):
+                self.path.write_bytes(original)
+                self.change(indexes)
+                found = self.verify()
+                made = re.findall(r"(?m)^CREATE INDEX (\w+)[^;]*;$", found.text)
+                self.assertEqual((found.verdicts[4], len(made)), (verdict, missing), found.text)
+                for index in made:
+                    self.change(f"DROP INDEX IF EXISTS {index}")
+                self.change("".join(re.findall(r"(?m)^CREATE INDEX \w+[^;]*;$", found.text)))
+                self.assertIn(self.verify().verdicts[4], ("PASS", "INFO"))
+
+    def test_the_future_is_worth_a_warning(self) -> None:
+        self.make([{"source_event_ts": EVENT, "supervisor_processed_at": "2999-01-01T00:00:00Z"}])
+        self.assertEqual(self.verify().verdicts[5], "WARN")
+
+    def test_lags_are_counted_with_their_percentiles(self) -> None:
+        self.make(
+            {
+                "payload": "{}",
+                "source_event_ts": "2026-01-05T08:00:00Z",
+                "supervisor_processed_at": f"2026-01-05T08:{n // 60:02}:{n % 60:02}+00:00",
+            }
+            for n in range(1, 101)
+        )
+        self.assertRegex(self.verify().text, r"\n100 +50\.500 +50\.000 +95\.000 +100\.000 +0 *\n")
+
+    def test_nothing_passes_where_nothing_is(self) -> None:
+        self.make()
+        self.assertEqual(
+            self.verify().verdicts, {n: "PASS" if n == 4 else "INFO" for n in range(1, 9)}
+        )
+
+    def test_a_table_of_the_needed_columns_alone_is_enough(self) -> None:
+        self.change(
+            "CREATE TABLE task_audits (Audit_ID INTEGER PRIMARY KEY, event_type, payload,"
+            " created_at, source_event_ts, supervisor_processed_at);"
+            "INSERT INTO task_audits VALUES (1, 'SUPERVISOR_ERROR', '{}', '2026-01-05 08:00',"
+            " '2026-01-05 08:00', '2026-01-05 08:00'),"
+            " (2, 'SUPERVISOR_ERROR', '{}', NULL, 1770112800.5, 1770112800)"
+        )
+        found = self.verify()
+        self.assertEqual(found.failed, {4, 5})
+        self.assertIn("2 unreadable", found.details[5])
+
+    def test_it_does_no_harm_and_says_no_figures_where_it_cannot_judge(self) -> None:
+        script = VERIFY.read_text(encoding="utf-8").replace(".timeout 5000", ".timeout 1")
+        names = sorted(set(re.findall(r"\btemp\.(\w+)", script)))
+        self.assertGreater(len(names), 15)
+        tables = "".join(
+            f"CREATE TABLE {name} (x); INSERT INTO {name} VALUES (1), (2), (3);" for name in names
+        )
+        self.make([{}], extra=tables)
+        self.fill()
+        sound = self.verify(script=script)
+        self.assertEqual(sound.failed, set(), sound.text)
+        wrong = self.folder / "wrong.db"
+        self.change(tables, wrong)
+        no_store = self.folder / "no.db"
+        no_store.write_bytes(b"no database " * 100)
+        damaged = self.folder / "damaged.db"
+        content = bytearray(self.path.read_bytes())
+        root = self.query("SELECT rootpage FROM sqlite_master WHERE name = 'task_audits'")[0][0]
+        content[(root - 1) * 4096 : root * 4096] = bytes(4096)
+        damaged.write_bytes(content)
+        for path in (wrong, no_store, damaged):
+            with self.subTest(path.name):
+                self.assertEqual(self.verify(path, script=script).verdicts, {})
+        self.assertIn("there is no table task_audits here", self.verify(wrong).errors)
+        if SHELL is not None:  # Python's own timeout is five seconds
+
+            def while_locked(path: Path, script: str) -> tuple[int, str, str]:
+                self.connect().execute("BEGIN EXCLUSIVE")
+                return in_the_shell(path, script)
+
+            self.assertEqual(self.verify(script=script, by=while_locked).verdicts, {})
+
+    def test_its_work_is_linear_whatever_the_statistics_say(self) -> None:
+        statements = re.sub(r"(?m)^\..*$", "", VERIFY.read_text(encoding="utf-8"))
+        steps = []
+        for count in (300, 1200):
+            self.make([{}])
+            self.change("ANALYZE")
+            store = self.connect()
+            self.insert(store, [{"payload": "{}"}] * count)
+            looks = itertools.count()
+            store.set_progress_handler(lambda looks=looks: next(looks) < 0, 100)  # type: ignore[misc]
+            with contextlib.suppress(sqlite3.IntegrityError):  # its verdict
+                store.executescript(statements)
+            steps.append(next(looks))
+        self.assertLess(steps[1] / steps[0], 6)
+
+    def test_every_name_is_in_temp_and_the_first_error_ends_it(self) -> None:
+        text = VERIFY.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line and not line.startswith("--")]
+        self.assertEqual(lines[0], ".bail on")
+        self.assertNotIn("trusted_schema", text)
+        for made in re.findall(r"(?m)^(?:CREATE \w+|INSERT INTO|UPDATE|DROP \w+) (\w\S+)", text):
+            self.assertRegex(made, r"^temp\.\w+$")
+        if SHELL is not None:  # no text in double quotes: SQLite can be told to refuse it
+            self.make([{}])
+            refuse = ".dbconfig dqs_ddl off\n.dbconfig dqs_dml off\n"
+            found = self.verify(script=f".output {os.devnull}\n{refuse}.output\n{text}")
+            self.assertEqual(len(found.verdicts), 8, found.errors)
+
+
+# --- The documents ------------------------------------------------------------------------------
 
 
 # --- The documents ----------------------------------------------------------------------------

@@ -2,14 +2,15 @@
 --
 --     sqlite3 STORE < verify_backfill.sql
 --
--- Eight checks, each with its figures and a last line "N  name  VERDICT  detail". PASS: as it
--- should be. WARN: worth a look. FAIL: wrong. INFO: nothing to judge. The last line of all names
--- the checks that fail, and the exit code is 1 if there is one, or if the store cannot be read,
--- else 0. For the sqlite3 shell from 3.34 up; SQL lays out the lines, because shells differ.
+-- Eight checks. Each prints its figures and ends with a line "N  name  VERDICT  detail". PASS: as
+-- it should be. WARN: worth a look. FAIL: wrong. INFO: nothing to judge. The last line of all
+-- names the checks that fail. The exit code is 1 if there is one, or if the store cannot be read.
+-- It takes a sqlite3 shell from 3.34 up. SQL lays out the lines, because shells differ.
 --
 -- Nothing is written to the store: every name that is made or filled here is one of "temp".
--- A scan compares each value with its first candidate, letter by letter, which settles nearly
--- all; what is left is read again and examined by all the rules.
+--
+-- A scan compares each value, letter by letter, with the first candidate for it. That settles
+-- nearly all values. The rest are read again and examined by all the rules.
 
 .bail on
 .timeout 5000
@@ -25,12 +26,15 @@ SELECT count(*)
  WHERE lower(name) IN ('audit_id', 'event_type', 'payload', 'created_at',
                        'source_event_ts', 'supervisor_processed_at');
 
--- Rows that come later, while this runs, are not looked at.
-CREATE TABLE temp.extent AS
-SELECT count(*) AS rows, max(audit_id) AS last FROM main.task_audits;
-SELECT printf('%,d rows in task_audits: about %d s, and several times that before a run',
-              rows, rows / 50000 + 1)
-  FROM temp.extent;
+-- One transaction to the end: what others write meanwhile makes no difference.
+BEGIN;
+SELECT printf('store   %s
+time    %s UTC
+SQLite  %s
+rows    %,d in task_audits: about %d s, and several times that before a run',
+              file, datetime('now'), sqlite_version(), rows, rows / 40000 + 1)
+  FROM pragma_database_list CROSS JOIN (SELECT count(*) AS rows FROM main.task_audits)
+ WHERE name = 'main';
 SELECT 'Not in WAL mode: while this store is read, its writers wait. To spare them,
 check a copy:  sqlite3 STORE ".backup COPY"; sqlite3 COPY < verify_backfill.sql'
   FROM pragma_journal_mode
@@ -40,396 +44,336 @@ check a copy:  sqlite3 STORE ".backup COPY"; sqlite3 COPY < verify_backfill.sql'
 
 -- A column's value comes from the first candidate that is usable: fields of the payload, then
 -- created_at. Rank 0 is the column itself.
-CREATE TABLE temp.candidate (target TEXT, rank INTEGER, field TEXT, path TEXT,
+CREATE TABLE temp.candidate (target INTEGER, rank INTEGER, field TEXT,
                              PRIMARY KEY (target, rank)) WITHOUT ROWID;
 INSERT INTO temp.candidate VALUES
-    ('source_event_ts', 0, 'source_event_ts', NULL),
-    ('source_event_ts', 1, 'source_event_ts', '$.source_event_ts'),
-    ('source_event_ts', 2, 'source_ts', '$.source_ts'),
-    ('source_event_ts', 3, 'event_timestamp', '$.event_timestamp'),
-    ('source_event_ts', 4, 'task_created_at', '$.task_created_at'),
-    ('source_event_ts', 5, 'created_at', NULL),
-    ('supervisor_processed_at', 0, 'supervisor_processed_at', NULL),
-    ('supervisor_processed_at', 1, 'supervisor_processed_at', '$.supervisor_processed_at'),
-    ('supervisor_processed_at', 2, 'processed_at', '$.processed_at'),
-    ('supervisor_processed_at', 3, 'timestamp', '$.timestamp'),
-    ('supervisor_processed_at', 4, 'created_at', NULL);
-
--- blanks: what may stand at either end of a timestamp, and all that an empty payload may hold.
--- usual, even_second, zero: the forms that AgentOS writes itself, as the scan knows them.
-CREATE TABLE temp.rule AS
-SELECT char(9, 10, 11, 12, 13, 32) AS blanks,
-       moment || '.[0-9][0-9][0-9][0-9][0-9][0-9]Z' AS usual,
-       moment || 'Z' AS even_second,
-       moment || '.[0-9][0-9][0-9][0-9][0-9][0-9]+00:00' AS zero,
-       '*\u00[5-7][0-9A-Fa-f]*' AS escaped_letter,
-       ' "etaonirsdlcf_0123456789:,umpghybvwkxjqz-.{}[]/TZ()' || char(9, 10, 13)
-       || 'EAONIRSDLCHUMPGFYBWVKXJQ!#$%&''*+;<=>?@\^`|~' AS ascii,
-       strftime('%s', 'now') * 1000000 AS now_us
-  FROM (SELECT '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]' AS moment);
+    (1, 0, 'source_event_ts'), (2, 0, 'supervisor_processed_at'),
+    (1, 1, 'source_event_ts'), (2, 1, 'supervisor_processed_at'),
+    (1, 2, 'source_ts'),       (2, 2, 'processed_at'),
+    (1, 3, 'event_timestamp'), (2, 3, 'timestamp'),
+    (1, 4, 'task_created_at'),
+    (1, 9, 'created_at'),      (2, 9, 'created_at');
 
 -- == The scan =====================================================================================
 
--- One row for each of the Supervisor's. The instants (us: microseconds since 1970) are set where
--- both columns are plainly right: in a form that AgentOS writes, a moment that exists (date() of
--- the 30th of February is another day, and of hour 24 too), and to the letter what the first
--- candidate says that is there, or that without an offset and the Z that rule 5 gives it. The
--- scan takes nothing for right that the close examination would not.
--- NOT INDEXED: a scan, whatever the statistics say. LIMIT -1 keeps SQLite from working out an
--- inner column once for each use of it.
-CREATE TABLE temp.audit (audit_id INTEGER PRIMARY KEY, event_type TEXT, has_source INTEGER,
-                         has_processed INTEGER, source_us INTEGER, processed_us INTEGER);
-INSERT INTO temp.audit
-SELECT audit_id, event_type, source IS NOT NULL, processed IS NOT NULL,
-       CASE WHEN plain THEN strftime('%s', substr(source, 1, 19)) * 1000000
-                            + substr(source, 21, 6) END,
-       CASE WHEN plain THEN strftime('%s', substr(processed, 1, 19)) * 1000000
-                            + substr(processed, 21, 6) END
-  FROM (SELECT audit_id, event_type, source, processed,
-               CASE WHEN (source = source_says
-                          OR source = replace(source_says, ' ', 'T') || 'Z')
-                     AND (processed = processed_says
-                          OR processed = replace(processed_says, ' ', 'T') || 'Z')
-                     AND (source GLOB usual OR source GLOB even_second OR source GLOB zero)
-                     AND (processed GLOB usual OR processed GLOB even_second
-                          OR processed GLOB zero)
-                     AND date(source, '+0 days') = substr(source, 1, 10)
-                     AND date(processed, '+0 days') = substr(processed, 1, 10)
-                    THEN 1 END AS plain
-          FROM (SELECT audit_id, substr(event_type, 1, 41) AS event_type, usual, even_second, zero,
-                       source_event_ts AS source, supervisor_processed_at AS processed,
-                       CASE WHEN json_valid(payload) AND payload NOT GLOB escaped_letter THEN
+-- What is known of each column (target) of each of the Supervisor's rows. us: the instant in
+-- microseconds since 1970, NULL where it is no timestamp. utc: whether it has a UTC offset. winner:
+-- the rank of the first usable candidate, and what it says.
+CREATE TABLE temp.value (audit_id INTEGER, target INTEGER, type TEXT, us INTEGER, utc INTEGER,
+                         finding TEXT, passed_over INTEGER, winner INTEGER, holds TEXT, says TEXT,
+                         PRIMARY KEY (audit_id, target)) WITHOUT ROWID;
+
+-- NOT INDEXED: a scan, whatever the statistics say.
+CREATE VIEW temp.event AS
+SELECT * FROM main.task_audits NOT INDEXED WHERE event_type LIKE '%SUPERVISOR%';
+-- odd: SQLite may read the payload differently than Python. other: the other column.
+CREATE VIEW temp.given AS
+SELECT audit_id, target, CAST(payload AS TEXT) AS payload,
+       CASE target WHEN 1 THEN source_event_ts ELSE supervisor_processed_at END AS value,
+       CASE target WHEN 1 THEN supervisor_processed_at ELSE source_event_ts END AS other,
+       CASE WHEN typeof(created_at) <> 'blob' AND NOT instr(created_at, char(0))
+            THEN created_at END AS created_at,
+       CASE WHEN (typeof(payload) = 'blob' AND (SELECT encoding FROM pragma_encoding) <> 'UTF-8')
+              OR CAST(payload AS TEXT) <> printf('%s', payload)  -- which ends at a NUL
+              OR CAST(payload AS TEXT) GLOB '*\u0000*'
+              OR CAST(payload AS TEXT) GLOB '*\u00[5-7]*'  -- a letter, perhaps of a name
+            THEN 1 ELSE 0 END AS odd
+  FROM temp.event CROSS JOIN (SELECT 1 AS target UNION ALL SELECT 2);
+
+-- Right is a value that has the same letters as the first candidate that is there, or those without
+-- an offset and the Z that rule 5 gives them; that is a moment which exists (strftime() makes
+-- another day of the 30th of February, and of hour 24); with up to nine digits of a second, and
+-- with Z, an offset that strftime() takes, or neither. The scan takes nothing for right that the
+-- close examination would not. The latest rows are shown, so they are left to it.
+-- LIMIT -1, here and below, keeps SQLite from working out an inner column once for each use of it.
+CREATE TABLE temp.latest AS SELECT audit_id FROM temp.event ORDER BY audit_id DESC LIMIT 10;
+INSERT INTO temp.value
+SELECT audit_id, target, 'text',
+       CASE WHEN rest GLOB '*Z'
+            THEN CAST(substr(day_and_seconds, 11)
+                      || substr(replace(rest, 'Z', '0000000'), 2, 6) AS INTEGER)
+            ELSE strftime('%s', substr(value, 1, 19) || ltrim(rest, '.0123456789')) * 1000000
+                 + CAST(('0' || rest) * 1000000 AS INTEGER) END,
+       rest GLOB '*Z' OR rest GLOB '*:*',
+       CASE WHEN field IS NULL THEN 'as created_at says' ELSE 'as the payload says' END,
+       0, NULL, NULL, NULL
+  FROM (SELECT audit_id, target, value, field, substr(value, 20) AS rest,
+               strftime('%Y-%m-%d%s', substr(value, 1, 19), '+0 days') AS day_and_seconds
+          FROM (SELECT audit_id, target, value, created_at,
+                       CASE target WHEN 1 THEN
                            coalesce(json_extract(payload, '$.source_event_ts'),
                                     json_extract(payload, '$.source_ts'),
                                     json_extract(payload, '$.event_timestamp'),
-                                    json_extract(payload, '$.task_created_at'), created_at)
-                           END AS source_says,
-                       CASE WHEN json_valid(payload) THEN
+                                    json_extract(payload, '$.task_created_at'))
+                       ELSE
                            coalesce(json_extract(payload, '$.supervisor_processed_at'),
                                     json_extract(payload, '$.processed_at'),
-                                    json_extract(payload, '$.timestamp'), created_at)
-                           END AS processed_says
-                  FROM main.task_audits NOT INDEXED CROSS JOIN temp.rule
-                 WHERE event_type LIKE '%SUPERVISOR%'
-                   AND audit_id <= (SELECT last FROM temp.extent)
+                                    json_extract(payload, '$.timestamp'))
+                       END AS field
+                  FROM temp.given
+                 WHERE NOT odd AND json_valid(payload)
+                   AND audit_id NOT IN (SELECT audit_id FROM temp.latest)
                  LIMIT -1)
+         WHERE value = coalesce(field, created_at)
+            OR value = replace(coalesce(field, created_at), ' ', 'T') || 'Z'
          LIMIT -1)
- LIMIT -1;
--- The latest rows are shown, so they are examined like those that are in doubt.
-UPDATE temp.audit
-   SET source_us = NULL, processed_us = NULL
- WHERE audit_id IN (SELECT audit_id FROM temp.audit ORDER BY audit_id DESC LIMIT 10);
-
-CREATE TABLE temp.verdict (number INTEGER PRIMARY KEY, name TEXT, verdict TEXT, detail TEXT);
-CREATE VIEW temp.line AS
-SELECT number, printf('%d  %s  %s  %s', number, name, verdict, detail) AS line
-  FROM temp.verdict;
-
-SELECT '
-1. Coverage: how many of the Supervisor''s rows have a column filled
-
-column                         rows     filled       NULL  percent';
-INSERT INTO temp.verdict
-SELECT 1, 'coverage',
-       CASE WHEN rows = 0 THEN 'INFO' WHEN source < 95 OR processed < 95 THEN 'FAIL'
-            ELSE 'PASS' END,
-       CASE WHEN rows = 0 THEN 'the Supervisor has no rows here'
-            ELSE printf('source_event_ts %.2f %%, supervisor_processed_at %.2f %%',
-                        source, processed) END
-  FROM (SELECT count(*) AS rows, 100.0 * sum(has_source) / count(*) AS source,
-               100.0 * sum(has_processed) / count(*) AS processed
-          FROM temp.audit);
-SELECT printf('%-24s %10d %10d %10d %8.2f', target, rows, filled, rows - filled,
-              100.0 * filled / max(rows, 1))
-  FROM (SELECT 'source_event_ts' AS target, count(*) AS rows, total(has_source) AS filled
-          FROM temp.audit
-         UNION ALL
-        SELECT 'supervisor_processed_at', count(*), total(has_processed) FROM temp.audit);
-SELECT char(10) || line FROM temp.line WHERE number = 1;
+ WHERE value GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'
+   AND substr(day_and_seconds, 1, 10) = substr(value, 1, 10)
+   AND (rest = 'Z' OR rest GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]Z'
+        OR (rest NOT GLOB '*[^0-9.:Z+-]*' AND strftime('%s', value)
+            AND rest NOT GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]*'));
 
 -- == The close examination ========================================================================
 
--- Of what the scan has left, step by step. Each row is looked up by its audit_id alone: under
--- any statistics that is a search, and a join is not. From BEGIN to COMMIT it is one view of the
--- store, so what is written meanwhile makes no difference.
-
--- The rows as they are now, and what kind of payload each has: 'object', 'none' (it has no
--- fields), 'malformed', or in words why SQLite cannot judge it.
-CREATE VIEW temp.payload AS
-SELECT *, CASE WHEN type NOT IN ('text', 'blob') OR trim(payload, blanks) = '' THEN 'none'
-               WHEN type = 'blob' AND encoding <> 'UTF-8' THEN 'not judged: a BLOB'
-               WHEN instr(payload, char(0)) OR instr(payload, '\u0000') THEN 'not judged: a NUL'
-               WHEN payload GLOB escaped_letter THEN 'not judged: a name with an escape'
-               WHEN length(payload) - length(replace(replace(payload, '[', ''), '{', '')) > 500
-               THEN 'not judged: over 500 brackets'
-               WHEN json_valid(payload)
-               THEN CASE json_type(payload) WHEN 'object' THEN 'object' ELSE 'none' END
-               WHEN payload GLOB '*NaN*' OR payload GLOB '*Infinity*'
-               THEN 'not judged: NaN or Infinity'
-               ELSE 'malformed' END AS kind
-  FROM (SELECT audit_id, blanks, escaped_letter,
-               (SELECT event_type LIKE '%SUPERVISOR%' FROM main.task_audits
-                 WHERE audit_id = audit.audit_id) AS is_supervisors,
-               (SELECT source_event_ts FROM main.task_audits
-                 WHERE audit_id = audit.audit_id) AS source_event_ts,
-               (SELECT supervisor_processed_at FROM main.task_audits
-                 WHERE audit_id = audit.audit_id) AS supervisor_processed_at,
-               (SELECT created_at FROM main.task_audits
-                 WHERE audit_id = audit.audit_id) AS created_at,
-               (SELECT typeof(payload) FROM main.task_audits
-                 WHERE audit_id = audit.audit_id) AS type,
-               (SELECT CAST(payload AS TEXT) FROM main.task_audits
-                 WHERE audit_id = audit.audit_id) AS payload
-          FROM temp.audit CROSS JOIN temp.rule
-         WHERE source_us IS NULL
-         LIMIT -1)
- CROSS JOIN pragma_encoding
- WHERE is_supervisors
- LIMIT -1;
-
--- The column's value, and each candidate that is there.
-CREATE VIEW temp.value AS
-SELECT *, typeof(value) AS type
-  FROM (SELECT audit_id, target, rank, rank = 0 AS is_column, kind, blanks,
-               CASE WHEN rank = 0
-                    THEN CASE target WHEN 'source_event_ts' THEN source_event_ts
-                                     ELSE supervisor_processed_at END
-                    WHEN kind NOT IN ('object', 'none') THEN NULL
-                    WHEN path IS NULL THEN created_at
-                    WHEN kind = 'object' THEN json_extract(payload, path) END AS value
-          FROM temp.payload CROSS JOIN temp.candidate
-         LIMIT -1)
- WHERE value IS NOT NULL OR is_column
- LIMIT -1;
-
--- Candidates are stripped. AgentOS's readers strip nothing, and a day is its midnight to them.
-CREATE VIEW temp.stripped AS
-SELECT *, CASE WHEN type <> 'text' OR instr(value, char(0)) THEN NULL
-               WHEN NOT is_column THEN trim(value, blanks)
-               WHEN length(value) = 10 THEN value || 'T00:00'
-               ELSE value END AS text
-  FROM temp.value
- LIMIT -1;
-
--- The parts: either a number, or the minute, what is up to the zone, and the zone.
-CREATE VIEW temp.part AS
-SELECT *, substr(text, 1, 10) || 'T' || substr(text, 12, 5) AS minute,
-       substr(text, 17, length(text) - 16 - length(rest)) AS clock,
-       CASE WHEN rest GLOB ' ?*' AND NOT (is_column AND text GLOB '*[.,]* *')
-            THEN substr(rest, 2) ELSE rest END AS zone
-  FROM (SELECT *, ltrim(substr(text, 17), '0123456789:.,') AS rest,
-               CASE WHEN is_column THEN NULL
-                    WHEN type IN ('integer', 'real') THEN value
-                    WHEN text GLOB '[1-9]*' AND text NOT GLOB '*[^0-9.]*'
-                     AND text NOT GLOB '*.*.*' AND text NOT GLOB '*.'
-                     AND instr(text || '.', '.') BETWEEN 10 AND 20
-                    THEN CAST(text AS NUMERIC) END AS number
-          FROM temp.stripped
-         LIMIT -1)
- LIMIT -1;
-
--- us: the instant, NULL where it is no timestamp. utc: whether it carries a UTC offset.
--- A number is seconds, milliseconds, microseconds or nanoseconds of the years 2000 to 2099; its
--- whole and the rest are multiplied apart, for together they have too many digits. A text is a
--- moment that exists (strftime() gives back the same letters), in a spelling of rule 3; of the
--- column, in one that AgentOS's readers take. (They would take a day without hyphens and a
--- week's date too, which nobody writes there.)
-CREATE VIEW temp.instant_of AS
-SELECT *,
-       CASE WHEN number IS NOT NULL THEN
-           CASE WHEN number < 1e10
-                THEN CAST(number AS INTEGER) * 1000000
-                     + CAST(round((number - CAST(number AS INTEGER)) * 1e6) AS INTEGER)
-                WHEN number < 1e13
-                THEN CAST(number AS INTEGER) * 1000
-                     + CAST(round((number - CAST(number AS INTEGER)) * 1e3) AS INTEGER)
-                WHEN number < 1e16 THEN CAST(round(number) AS INTEGER)
-                ELSE (CAST(number AS INTEGER) + 500) / 1000 END
-       WHEN strftime('%Y-%m-%dT%H:%M', minute, '+0 days') = minute
-        AND (is_column OR (minute GLOB '20*' AND substr(text, 11, 1) IN ('T', 't', ' ')))
-        AND (clock = '' OR clock GLOB ':[0-5][0-9]'
-             OR (clock GLOB ':[0-5][0-9][.,][0-9]*' AND substr(clock, 5) NOT GLOB '*[^0-9]*'
-                 AND (is_column OR length(clock) <= 13)))
-        AND (zone IN ('', 'Z') OR (zone IN ('z', 'UTC') AND NOT is_column)
-             OR ((zone GLOB '[+-][0-9][0-9]' OR zone GLOB '[+-][0-9][0-9][0-5][0-9]'
-                  OR zone GLOB '[+-][0-9][0-9]:[0-5][0-9]')
-                 AND substr(zone, 2, 2) <= CASE WHEN is_column THEN '23' ELSE '14' END))
-       THEN (strftime('%s', minute) + substr(clock, 2, 2)
-             - CASE WHEN zone GLOB '[+-]*'
-                    THEN (substr(zone, 1, 1) || '1')
-                         * (substr(zone, 2, 2) * 60 + substr(replace(zone, ':', ''), 4)) * 60
-                    ELSE 0 END) * 1000000
-            + substr(substr(clock, 5) || '000000', 1, 6)
-       END AS us,
-       number IS NOT NULL OR zone <> '' AS utc
-  FROM temp.part
- LIMIT -1;
-
-CREATE TABLE temp.instant (audit_id INTEGER, target TEXT, rank INTEGER, kind TEXT, type TEXT,
+-- Of the values that the scan has left, each column (rank 0) and each candidate that is there.
+-- cause: why nothing can be taken from the row.
+CREATE TABLE temp.instant (audit_id INTEGER, target INTEGER, rank INTEGER, cause TEXT, type TEXT,
                            text TEXT, us INTEGER, utc INTEGER,
                            PRIMARY KEY (audit_id, target, rank)) WITHOUT ROWID;
-BEGIN;
 INSERT INTO temp.instant
-SELECT audit_id, target, rank, kind, type, CASE type WHEN 'text' THEN substr(value, 1, 36) END,
+WITH left AS (
+    SELECT audit_id, target, value, created_at,
+           CASE WHEN json_valid(payload) THEN payload END AS payload,
+           CASE WHEN odd OR length(payload)
+                            - length(replace(replace(payload, '[', ''), '{', '')) > 500
+                THEN 'not judged: JSON read differently'
+                WHEN json_valid(payload) OR coalesce(trim(payload, char(9, 10, 11, 12, 13, 32)), '') = ''
+                THEN CASE WHEN value IS NULL AND (typeof(other) NOT IN ('text', 'null')
+                                                  OR other GLOB '*[^ -~]*')
+                          THEN 'the other column is not readable' END
+                WHEN payload GLOB '*NaN*' OR payload GLOB '*Infinity*'
+                THEN 'not judged: JSON read differently'
+                ELSE 'the payload is not JSON' END AS cause
+      FROM (SELECT * FROM temp.given
+             WHERE NOT EXISTS (SELECT * FROM temp.value
+                                WHERE audit_id = given.audit_id AND target = given.target)
+             LIMIT -1)
+     LIMIT -1),
+ranked AS (
+    SELECT audit_id, target, rank, cause,
+           CASE WHEN rank = 0 THEN value WHEN cause IS NOT NULL THEN NULL
+                WHEN rank = 9 THEN created_at ELSE json_extract(payload, '$.' || field)
+                END AS value
+      FROM left JOIN temp.candidate USING (target)
+     LIMIT -1),
+-- Candidates are stripped. AgentOS's readers strip nothing, and take a day for its midnight.
+stripped AS (
+    SELECT audit_id, target, rank, cause, value,
+           CASE WHEN typeof(value) <> 'text' OR instr(value, char(0)) THEN NULL
+                WHEN rank > 0 THEN trim(value, char(9, 10, 11, 12, 13, 32))
+                WHEN length(value) = 10 THEN value || 'T00:00'
+                ELSE value END AS text
+      FROM ranked
+     WHERE value IS NOT NULL OR rank = 0
+     LIMIT -1),
+-- Either a number, or the minute, what is between it and the zone, and the zone.
+split AS (
+    SELECT *, ltrim(substr(text, 17), '0123456789:.,') AS rest,
+           substr(text, 1, 10) || 'T' || substr(text, 12, 5) AS minute,
+           CASE WHEN rank = 0 THEN NULL
+                WHEN typeof(value) IN ('integer', 'real') THEN value
+                WHEN text GLOB '[1-9]*' AND text NOT GLOB '*[^0-9.]*'
+                 AND text NOT GLOB '*.*.*' AND text NOT GLOB '*.'
+                 AND instr(text || '.', '.') BETWEEN 10 AND 20
+                THEN CAST(text AS NUMERIC) END AS number
+      FROM stripped
+     LIMIT -1),
+part AS (
+    SELECT *, substr(text, 17, length(text) - 16 - length(rest)) AS clock,
+           CASE WHEN rest GLOB ' ?*' AND NOT (rank = 0 AND text GLOB '*[.,]* *')
+                THEN substr(rest, 2) ELSE rest END AS zone
+      FROM split
+     LIMIT -1),
+-- A number is seconds, milliseconds, microseconds or nanoseconds of the years 2000 to 2099. A text
+-- is a moment that exists (strftime() gives back the same letters) in a spelling of rule 3; in the
+-- column, in one that AgentOS's readers take. (They would take a day without hyphens and the date
+-- of a week too, which nobody writes there.)
+moment AS (
+    SELECT audit_id, target, rank, cause, value, number, zone,
+           CASE WHEN number < 1e10 THEN CAST(round(number * 1e6) AS INTEGER)
+                WHEN number < 1e13 THEN CAST(round(number * 1e3) AS INTEGER)
+                WHEN number < 1e16 THEN CAST(round(number) AS INTEGER)
+                WHEN number IS NOT NULL THEN (CAST(number AS INTEGER) + 500) / 1000
+                WHEN (rank = 0 OR text GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ]*')
+                 AND strftime('%Y-%m-%dT%H:%M', minute, '+0 days') = minute
+                 AND (clock = '' OR clock GLOB ':[0-5][0-9]'
+                      OR (clock GLOB ':[0-5][0-9][.,][0-9]*'
+                          AND substr(clock, 5) NOT GLOB '*[^0-9]*'
+                          AND (rank = 0 OR length(clock) <= 13)))
+                 AND (zone IN ('', 'Z') OR (zone IN ('z', 'UTC') AND rank > 0)
+                      OR ((zone GLOB '[+-][0-9][0-9]' OR zone GLOB '[+-][0-9][0-9][0-5][0-9]'
+                           OR zone GLOB '[+-][0-9][0-9]:[0-5][0-9]')
+                          AND substr(zone, 2, 2) <= CASE rank WHEN 0 THEN '23' ELSE '14' END))
+                THEN (strftime('%s', minute) + substr(clock, 2, 2)
+                      - CASE WHEN zone GLOB '[+-]*'
+                             THEN (substr(zone, 1, 1) || '60')
+                                  * (substr(zone, 2, 2) * 60 + substr(replace(zone, ':', ''), 4))
+                             ELSE 0 END) * 1000000
+                     + substr(substr(clock, 5) || '000000', 1, 6)
+                END AS us
+      FROM part
+     LIMIT -1)
+SELECT audit_id, target, rank, cause, typeof(value), substr(CAST(value AS TEXT), 1, 36),
        CASE WHEN number IS NULL OR us BETWEEN 946684800000000 AND 4102444799999999 THEN us END,
-       utc
-  FROM temp.instant_of
- LIMIT -1;
+       number IS NOT NULL OR zone <> ''
+  FROM moment;
 
--- One row for each column of each row, with what the rules say.
-CREATE TABLE temp.examined (audit_id INTEGER, target TEXT, kind TEXT, type TEXT, us INTEGER,
-                            utc INTEGER, winner INTEGER, passed_over INTEGER, finding TEXT,
-                            PRIMARY KEY (audit_id, target)) WITHOUT ROWID;
-INSERT INTO temp.examined
-SELECT mine.audit_id, mine.target, mine.kind, mine.type, mine.us, mine.utc, winner,
-       (SELECT count(*)
-          FROM temp.instant AS other JOIN temp.candidate USING (target, rank)
-         WHERE other.audit_id = mine.audit_id AND other.target = mine.target
-           AND rank > 0 AND rank < coalesce(winner, 9) AND path IS NOT NULL),
-       CASE WHEN mine.kind NOT IN ('object', 'none', 'malformed') THEN mine.kind
-            WHEN mine.type = 'null' THEN
-                CASE WHEN mine.kind = 'malformed' THEN 'the payload is not JSON'
-                     WHEN best.us IS NULL THEN 'no usable timestamp'
-                     WHEN sibling.type NOT IN ('text', 'null') THEN 'the other column holds no text'
+-- With min(), the other columns are those of the row that has the lowest rank.
+INSERT INTO temp.value
+SELECT mine.audit_id, mine.target, mine.type, mine.us, mine.utc,
+       CASE WHEN mine.type = 'null' THEN
+                CASE WHEN mine.cause IS NOT NULL THEN mine.cause
+                     WHEN winner IS NULL THEN 'no usable timestamp'
                      ELSE 'should be filled' END
-            WHEN best.us IS NULL THEN 'nothing to compare with'
-            WHEN abs(mine.us - best.us) < 1000 THEN 'as the payload says'
-            ELSE 'different' END
-  FROM (SELECT *, (SELECT min(rank) FROM temp.instant AS usable
-                    WHERE usable.audit_id = instant.audit_id AND usable.target = instant.target
-                      AND rank > 0 AND us IS NOT NULL) AS winner
-          FROM temp.instant
-         WHERE rank = 0
-         LIMIT -1) AS mine
-  JOIN temp.instant AS sibling
-    ON sibling.audit_id = mine.audit_id AND sibling.target <> mine.target AND sibling.rank = 0
-  LEFT JOIN temp.instant AS best
-    ON best.audit_id = mine.audit_id AND best.target = mine.target AND best.rank = winner;
+            WHEN mine.cause GLOB 'not judged*' THEN mine.cause
+            WHEN winner IS NULL THEN 'nothing to compare with'
+            WHEN abs(mine.us - best.us) < 1000 THEN
+                CASE winner WHEN 9 THEN 'as created_at says' ELSE 'as the payload says' END
+            ELSE 'different' END,
+       (SELECT count(*) FROM temp.instant
+         WHERE audit_id = mine.audit_id AND target = mine.target
+           AND rank BETWEEN 1 AND coalesce(winner, 9) - 1),
+       winner, mine.text, best.text
+  FROM temp.instant AS mine
+  LEFT JOIN (SELECT audit_id, target, min(rank) AS winner, us, text
+               FROM temp.instant
+              WHERE rank > 0 AND us IS NOT NULL
+              GROUP BY audit_id, target) AS best USING (audit_id, target)
+ WHERE rank = 0;
 
--- What seems wrong is no fault where SQLite may read the JSON otherwise than Python does.
-UPDATE temp.examined
-   SET finding = coalesce((
-        SELECT 'not judged: ' || CASE
-               WHEN kind = 'object'
-                AND (SELECT count(*) > count(DISTINCT key)
-                       FROM json_each(payload)
-                      WHERE key IN (SELECT field FROM temp.candidate
-                                     WHERE target = examined.target AND path IS NOT NULL))
-               THEN 'a name twice'
-               -- Each letter that is not ASCII, once: it is UTF-8 if its code gives back the
-               -- same bytes (SQLite has no code for the two that Unicode leaves out).
-               WHEN EXISTS (
+-- What seems wrong is no fault if Python reads the JSON differently: because a name is there twice,
+-- or because bytes are not UTF-8. Each letter that is not ASCII is looked at once: it is UTF-8 if
+-- its code gives back the same bytes (SQLite has no code for the two that Unicode leaves out).
+-- ltrim() tries the letters in their order, so the most frequent come first.
+UPDATE temp.value
+   SET finding = 'not judged: JSON read differently'
+ WHERE finding IN ('different', 'should be filled')
+   AND (SELECT CASE WHEN json_valid(payload) THEN
+                   (SELECT count(*) > count(DISTINCT key)
+                      FROM json_each(payload)
+                     WHERE key IN (SELECT field FROM temp.candidate
+                                    WHERE target = value.target AND rank > 0)) END
+            OR EXISTS (
                    WITH RECURSIVE letter (rest) AS (
-                       SELECT ltrim(coalesce(payload, '') || beside, ascii)
+                       SELECT ltrim(payload, ascii)
                         UNION ALL
                        SELECT ltrim(replace(rest, substr(rest, 1, 1), ' '), ascii)
                          FROM letter WHERE rest <> '')
                    SELECT * FROM letter
                     WHERE rest <> ''
                       AND substr(rest, 1, 1) NOT IN (char(unicode(rest)), char(65534), char(65535)))
-               THEN 'bytes that are no UTF-8' END
           FROM (SELECT CAST(payload AS TEXT) AS payload,
-                       CASE finding WHEN 'should be filled'
-                                    THEN coalesce(source_event_ts, supervisor_processed_at, '')
-                                    ELSE '' END AS beside,
-                       (SELECT ascii FROM temp.rule) AS ascii
+                       ' "etaonirsdlcf_0123456789:,umpghybvwkxjqz-.{}[]/TZ()' || char(9, 10, 13)
+                       || 'EAONIRSDLCHUMPGFYBWVKXJQ!#$%&''*+;<=>?@\^`|~' AS ascii
                   FROM main.task_audits
-                 WHERE audit_id = examined.audit_id)), finding)
- WHERE finding IN ('different', 'should be filled');
-COMMIT;
+                 WHERE audit_id = value.audit_id));
 
--- What has become of the values, counted.
+-- How often there is each finding, and for how many of these the column is NULL.
 CREATE TABLE temp.tally AS
-SELECT 'source_event_ts' AS target, 0 AS missing, 'as the payload says' AS finding,
-       count(source_us) AS number, NULL AS first, 0 AS passed_over, 0 AS unreadable,
-       total(source_us > now_us) AS future, 0 AS outside, min(source_us) AS earliest,
-       max(source_us) AS latest
-  FROM temp.audit CROSS JOIN temp.rule
- UNION ALL
-SELECT 'supervisor_processed_at', 0, 'as the payload says', count(processed_us), NULL, 0, 0,
-       total(processed_us > now_us), 0, min(processed_us), max(processed_us)
-  FROM temp.audit CROSS JOIN temp.rule
- UNION ALL
-SELECT target, type = 'null', finding, count(*), min(audit_id), sum(passed_over),
-       sum(us IS NULL AND type <> 'null'), total(us > now_us),
-       total(us NOT BETWEEN 946684800000000 AND 4102444799999999), min(us), max(us)
-  FROM temp.examined CROSS JOIN temp.rule
- GROUP BY 1, 2, 3;
+SELECT target, finding, count(*) AS number, sum(type = 'null') AS missing,
+       min(CASE type WHEN 'null' THEN audit_id END) AS first, sum(passed_over) AS passed_over,
+       sum(us IS NULL AND type <> 'null') AS unreadable,
+       sum(us > strftime('%s', 'now') * 1000000) AS future,
+       sum(us NOT BETWEEN 946684800000000 AND 4102444799999999) AS outside,
+       min(us) AS earliest, max(us) AS latest
+  FROM temp.value
+ GROUP BY finding, target;
+-- The rows with two timestamps: what is between them, and whether only one has a UTC offset.
+CREATE TABLE temp.pair AS
+SELECT sum(CASE target WHEN 1 THEN -us ELSE us END) AS us, min(utc) <> max(utc) AS mixed
+  FROM temp.value
+ GROUP BY audit_id
+HAVING count(us) = 2;
 
--- A value is a stranger's text: shown where it is printable, and cut.
-CREATE VIEW temp.shown AS
-SELECT audit_id, target, rank,
-       CASE WHEN type = 'null' THEN 'NULL'
-            WHEN type = 'text' AND text GLOB '*[^ -~]*' THEN '(not printable)'
-            WHEN type = 'text' AND length(text) > 35 THEN substr(text, 1, 32) || '...'
-            WHEN type = 'text' THEN text
-            WHEN us IS NOT NULL THEN strftime('%Y-%m-%dT%H:%M:%S', us / 1000000, 'unixepoch')
-                                     || printf('.%06dZ', us % 1000000)
-            ELSE '(no text)' END AS text
-  FROM temp.instant;
-CREATE TABLE temp.comparison AS
-SELECT audit_id, target, finding,
-       (SELECT text FROM temp.shown
-         WHERE audit_id = row.audit_id AND target = row.target AND rank = 0) AS holds,
-       coalesce((SELECT text FROM temp.shown
-                  WHERE audit_id = row.audit_id AND target = row.target AND rank = winner), '-')
-           AS says,
-       coalesce((SELECT field FROM temp.candidate WHERE target = row.target AND rank = winner), '-')
-           AS field
-  FROM (SELECT * FROM temp.examined
-         WHERE audit_id IN (SELECT audit_id FROM temp.audit ORDER BY audit_id DESC LIMIT 10)
-            OR audit_id IN (SELECT audit_id FROM temp.examined WHERE finding = 'different'
-                             LIMIT 3)) AS row;
+-- == The eight checks =============================================================================
+
+CREATE TABLE temp.verdict (number INTEGER PRIMARY KEY, name TEXT, verdict TEXT, detail TEXT);
+CREATE VIEW temp.last_line AS
+SELECT printf('
+%d  %s  %s  %s', number, name, verdict, detail) FROM temp.verdict ORDER BY number DESC LIMIT 1;
 
 SELECT '
-2. Consistency: whether a column says what the payload says, as instants
+1. Coverage: how many of the Supervisor''s rows are filled, and from created_at
+
+column                       rows    filled      NULL  percent  from created_at';
+-- Percentages are cut, not rounded: 100 means all.
+CREATE VIEW temp.coverage AS
+SELECT field, rows, filled, created, 10000 * filled / rows / 100.0 AS percent,
+       10000 * created / max(filled, 1) / 100.0 AS created_percent
+  FROM (SELECT field, sum(number) AS rows, sum(number - missing) AS filled,
+               sum(number * (finding = 'as created_at says')) AS created
+          FROM temp.tally JOIN temp.candidate USING (target)
+         WHERE rank = 0
+         GROUP BY target);
+SELECT printf('%-23s %9d %9d %9d %8.2f %7d %6.2f %%', field, rows, filled, rows - filled, percent,
+              created, created_percent)
+  FROM temp.coverage;
+INSERT INTO temp.verdict
+SELECT 1, 'coverage',
+       CASE WHEN count(*) = 0 THEN 'INFO' WHEN min(percent) < 95 THEN 'FAIL' ELSE 'PASS' END,
+       CASE WHEN count(*) = 0 THEN 'the Supervisor has no rows here'
+            ELSE printf('filled %s %%, from created_at %s %%', group_concat(percent, ' and '),
+                        group_concat(created_percent, ' and ')) END
+  FROM temp.coverage;
+SELECT * FROM temp.last_line;
+
+SELECT '
+2. Consistency: each column against its first usable candidate, as instants
 
 finding                                source_event_ts  supervisor_processed_at';
-SELECT printf('%-38s %15d %24d', finding, total(number * (target = 'source_event_ts')),
-              total(number * (target <> 'source_event_ts')))
-  FROM (SELECT target, finding, number FROM temp.tally WHERE NOT missing
+SELECT printf('%-38s %15d %24d', finding, sum(number * (target = 1)), sum(number * (target = 2)))
+  FROM (SELECT target, finding, number - missing AS number FROM temp.tally
          UNION ALL
         SELECT target, 'payload fields there and unusable', passed_over FROM temp.tally)
  GROUP BY finding
+HAVING sum(number) > 0 OR finding = 'payload fields there and unusable'
  ORDER BY finding = 'payload fields there and unusable', finding;
+-- A column, and below it the candidate that it is compared with. Both are a stranger's text: shown
+-- where it is printable, and cut.
+CREATE VIEW temp.example AS
+SELECT audit_id, value.target, finding, printf('%-23s %s
+%-23s %s  %s', name.field, CASE WHEN holds GLOB '*[^ -~]*' THEN '(not printable)'
+                                ELSE printf('%.35s', coalesce(holds, 'NULL')) END,
+              coalesce(best.field, '-'), CASE WHEN says GLOB '*[^ -~]*' THEN '(not printable)'
+                                              ELSE printf('%.35s', coalesce(says, '-')) END,
+              finding) AS text
+  FROM temp.value
+  JOIN temp.candidate AS name USING (target)
+  LEFT JOIN temp.candidate AS best ON best.target = value.target AND best.rank = winner
+ WHERE name.rank = 0;
 SELECT printf('
-audit_id %d, %s
-holds  %s
-says   %s  (%s)', audit_id, target, holds, says, field)
-  FROM temp.comparison
- WHERE finding = 'different'
- ORDER BY audit_id, target
- LIMIT 3;
+audit_id %d
+%s', audit_id, text) FROM temp.example WHERE finding = 'different' LIMIT 3;
 INSERT INTO temp.verdict
 SELECT 2, 'consistency',
        CASE WHEN different > 0 THEN 'FAIL' WHEN number = 0 THEN 'INFO' WHEN agree = 0 THEN 'WARN'
             ELSE 'PASS' END,
        printf('%d values differ, %d agree, %d not judged', different, agree,
               number - different - agree)
-  FROM (SELECT total(number) AS number,
-               total(number * (finding = 'different')) AS different,
-               total(number * (finding = 'as the payload says')) AS agree
-          FROM temp.tally
-         WHERE NOT missing);
-SELECT char(10) || line FROM temp.line WHERE number = 2;
+  FROM (SELECT total(number - missing) AS number, total(number * (finding = 'different')) AS different,
+               total(number * (finding GLOB 'as * says')) AS agree
+          FROM temp.tally);
+SELECT * FROM temp.last_line;
 
 SELECT '
 3. Distribution: the Supervisor''s rows by event type
 
 event_type                                     rows     filled  with a NULL';
-SELECT printf('%-40s %10d %10d %12d', type, rows, filled, rows - filled)
-  FROM (SELECT CASE WHEN event_type GLOB '*[^ -~]*' THEN '(not printable)'
-                    ELSE substr(event_type, 1, 40) END AS type,
-               count(*) AS rows, sum(has_source AND has_processed) AS filled
-          FROM temp.audit
-         GROUP BY 1
-         ORDER BY rows DESC, type
-         LIMIT 20);
+CREATE TABLE temp.distribution AS
+SELECT substr(event_type, 1, 41) AS type, count(*) AS rows,
+       sum(source_event_ts IS NOT NULL AND supervisor_processed_at IS NOT NULL) AS filled
+  FROM temp.event
+ GROUP BY 1;
+SELECT printf('%-40s %10d %10d %12d', CASE WHEN type GLOB '*[^ -~]*' THEN '(not printable)'
+                                           ELSE printf('%.40s', type) END,
+              rows, filled, rows - filled)
+  FROM temp.distribution
+ ORDER BY rows DESC, type
+ LIMIT 20;
 INSERT INTO temp.verdict
-SELECT 3, 'distribution', 'INFO',
-       printf('%d event types, %d rows', count(DISTINCT event_type), count(*))
-  FROM temp.audit;
-SELECT char(10) || line FROM temp.line WHERE number = 3;
+SELECT 3, 'distribution', 'INFO', printf('%d event types, %d rows', count(*), sum(rows))
+  FROM temp.distribution;
+SELECT * FROM temp.last_line;
 
 SELECT '
 4. Index use: the plan of a query for a time range
@@ -438,133 +382,94 @@ EXPLAIN QUERY PLAN
 SELECT audit_id FROM task_audits
  WHERE source_event_ts >= '2026-01-01' AND source_event_ts < '2026-02-01'
    AND supervisor_processed_at IS NOT NULL;
--- What an index holds counts, not its name: its columns in order, compared as they are, and
--- its condition, which may leave out no row but those with a NULL in one of the two columns.
-CREATE TABLE temp.index_text AS
-SELECT name, lower(sql) AS sql FROM main.sqlite_master WHERE type = 'index';
-UPDATE temp.index_text
-   SET sql = replace(replace(replace(replace(sql, ' ', ''), char(9), ''), char(10), ''),
-                     char(13), '');
-UPDATE temp.index_text
-   SET sql = replace(replace(replace(replace(replace(sql, '"', ''), '`', ''), '[', ''), ']', ''),
-                     'isnotnull', 'notnull');
-CREATE TABLE temp.serving AS
-SELECT columns || ',' AS columns, instr(condition, 'supervisor_processed_at') > 0 AS needs_both
-  FROM (SELECT (SELECT group_concat(CASE coll WHEN 'BINARY' THEN coalesce(lower(name), '?')
-                                              ELSE '?' END, ', ')
-                  FROM pragma_index_xinfo(list.name, 'main') WHERE key) AS columns,
-               CASE WHEN partial THEN substr(sql, instr(sql, ')where') + 6) ELSE '' END AS condition
-          FROM pragma_index_list('task_audits', 'main') AS list
-          LEFT JOIN temp.index_text USING (name))
- WHERE replace(replace(replace(replace(replace(condition, 'source_event_tsnotnull', ''),
-               'supervisor_processed_atnotnull', ''), 'and', ''), '(', ''), ')', '') = '';
+-- An index is judged by its key columns, compared as they are, whatever its name or condition.
+CREATE TABLE temp.index_key AS
+SELECT (SELECT group_concat(coalesce(CASE coll WHEN 'BINARY' THEN lower(name) END, '?'), ', ')
+          FROM pragma_index_xinfo(list.name, 'main') WHERE key) || ',' AS columns
+  FROM pragma_index_list('task_audits', 'main') AS list;
+-- The indexes of v21 that are not there, the worst first.
 CREATE TABLE temp.missing AS
-SELECT column1 AS name, column2 AS columns, column3 AS condition,
-       column1 = 'idx_task_audits_event_source_ts' AS left_out_by_v24
+SELECT column1 AS name, column2 AS columns, column3 AS verdict, column4 AS detail
   FROM (VALUES
-        ('idx_task_audits_source_event_ts', 'source_event_ts', 'source_event_ts IS NOT NULL'),
+        ('idx_task_audits_source_event_ts', 'source_event_ts',
+         'FAIL', 'no index begins with source_event_ts: create one'),
         ('idx_task_audits_decision_lag', 'source_event_ts, supervisor_processed_at',
-         'source_event_ts IS NOT NULL AND supervisor_processed_at IS NOT NULL'),
-        -- Migration v24 does not make this one again.
+         'WARN', 'idx_task_audits_decision_lag is missing: create it'),
         ('idx_task_audits_event_source_ts', 'event_type, source_event_ts',
-         'source_event_ts IS NOT NULL'))
- WHERE NOT EXISTS (SELECT * FROM temp.serving
-                    WHERE columns GLOB column2 || ',*'
-                      AND needs_both <= (column3 GLOB '*supervisor_processed_at*'));
-SELECT printf('missing:
+         'INFO', 'v24 omits idx_task_audits_event_source_ts: nothing to do'))
+ WHERE NOT EXISTS (SELECT * FROM temp.index_key WHERE columns GLOB column2 || ',*');
+SELECT printf('missing, and worth creating:
 CREATE INDEX %s
     ON task_audits (%s)
-    WHERE %s;', name, columns, condition)
-  FROM temp.missing;
+    WHERE %s IS NOT NULL;', name, columns, replace(columns, ', ', ' IS NOT NULL AND '))
+  FROM temp.missing
+ WHERE verdict <> 'INFO';
 INSERT INTO temp.verdict
-SELECT 4, 'index use',
-       CASE WHEN NOT EXISTS (SELECT * FROM temp.serving
-                              WHERE columns GLOB 'source_event_ts,*') THEN 'FAIL'
-            WHEN count(*) = 0 THEN 'PASS'
-            WHEN min(left_out_by_v24) THEN 'INFO'
-            ELSE 'WARN' END,
-       CASE count(*) WHEN 0 THEN 'all indexes of v21 are there'
-                     WHEN 1 THEN 'missing: ' || name
-                     ELSE printf('%d indexes of v21 are missing', count(*)) END
-  FROM temp.missing;
-SELECT char(10) || line FROM temp.line WHERE number = 4;
+SELECT 4, 'index use', verdict, detail
+  FROM (SELECT rowid, verdict, detail FROM temp.missing
+         UNION ALL
+        SELECT 9, 'PASS', 'the indexes of v21 are there'
+         ORDER BY 1
+         LIMIT 1);
+SELECT * FROM temp.last_line;
 
 SELECT '
 5. Timestamp sanity: range, and whether AgentOS can read the values
 
-column                   earliest                    latest';
-SELECT printf('%-24s %-27s %s', target,
-              strftime('%Y-%m-%dT%H:%M:%S', min(earliest) / 1000000, 'unixepoch')
-              || printf('.%06dZ', abs(min(earliest) % 1000000)),
-              strftime('%Y-%m-%dT%H:%M:%S', max(latest) / 1000000, 'unixepoch')
-              || printf('.%06dZ', abs(max(latest) % 1000000)))
-  FROM temp.tally
- GROUP BY target;
-SELECT '
 column                     unreadable  in the future  outside 2000-2099';
-SELECT printf('%-24s %12d %14d %18d', target, total(unreadable), total(future), total(outside))
-  FROM temp.tally
+SELECT printf('%-24s %12d %14d %18d
+    from %s.%06dZ to %s.%06dZ', field, sum(unreadable), total(future), total(outside),
+              strftime('%Y-%m-%dT%H:%M:%S', min(earliest) / 1000000, 'unixepoch'),
+              abs(min(earliest) % 1000000),
+              strftime('%Y-%m-%dT%H:%M:%S', max(latest) / 1000000, 'unixepoch'),
+              abs(max(latest) % 1000000))
+  FROM temp.tally JOIN temp.candidate USING (target)
+ WHERE rank = 0
  GROUP BY target;
--- Both values of a row.
-CREATE VIEW temp.pair AS
-SELECT processed.us - source.us AS us, source.utc <> processed.utc AS mixed
-  FROM temp.examined AS source JOIN temp.examined AS processed USING (audit_id)
- WHERE source.target = 'source_event_ts' AND source.us IS NOT NULL
-   AND processed.target = 'supervisor_processed_at' AND processed.us IS NOT NULL;
 INSERT INTO temp.verdict
 SELECT 5, 'timestamp sanity',
        CASE WHEN unreadable + mixed > 0 THEN 'FAIL' WHEN odd > 0 THEN 'WARN'
             WHEN number = 0 THEN 'INFO' ELSE 'PASS' END,
        printf('%d unreadable, %d mixed pairs, %d out of range', unreadable, mixed, odd)
-  FROM (SELECT total(number * NOT missing) AS number, total(unreadable) AS unreadable,
+  FROM (SELECT total(number - missing) AS number, total(unreadable) AS unreadable,
                total(future) + total(outside) AS odd,
                (SELECT total(mixed) FROM temp.pair) AS mixed
           FROM temp.tally);
-SELECT char(10) || line FROM temp.line WHERE number = 5;
+SELECT * FROM temp.last_line;
 
 SELECT '
 6. Remaining NULLs: why a column is still NULL
 
 cause                                  source_event_ts  supervisor_processed_at';
 SELECT printf('%-38s %15d %24d
-    the first is audit_id %d', finding, total(number * (target = 'source_event_ts')),
-              total(number * (target <> 'source_event_ts')), min(first))
+    the first is audit_id %d', finding, sum(missing * (target = 1)), sum(missing * (target = 2)),
+              min(first))
   FROM temp.tally
- WHERE missing
+ WHERE missing > 0
  GROUP BY finding;
 INSERT INTO temp.verdict
 SELECT 6, 'remaining NULLs',
        CASE WHEN forgotten > 0 THEN 'FAIL' WHEN with_null > 0 THEN 'WARN'
-            WHEN NOT EXISTS (SELECT * FROM temp.audit) THEN 'INFO' ELSE 'PASS' END,
+            WHEN NOT EXISTS (SELECT * FROM temp.tally) THEN 'INFO' ELSE 'PASS' END,
        CASE WHEN with_null = 0 THEN 'none'
             ELSE printf('%d rows have a NULL, %d should be filled', with_null, forgotten) END
   FROM (SELECT count(DISTINCT audit_id) AS with_null,
                count(DISTINCT CASE finding WHEN 'should be filled' THEN audit_id END) AS forgotten
-          FROM temp.examined
+          FROM temp.value
          WHERE type = 'null');
-SELECT char(10) || line FROM temp.line WHERE number = 6;
+SELECT * FROM temp.last_line;
 
 SELECT '
-7. Latest rows: the columns beside what the payload says, and in which field
-
-       source_event_ts                      supervisor_processed_at';
-SELECT printf('
-audit_id %d  %s
-holds  %-35s  %s
-says   %-35s  %s
-from   %-35s  %s', audit.audit_id,
-              CASE WHEN event_type GLOB '*[^ -~]*' THEN '(not printable)'
-                   ELSE substr(event_type, 1, 40) END,
-              source.holds, processed.holds, source.says, processed.says,
-              source.field, processed.field)
-  FROM (SELECT audit_id, event_type FROM temp.audit ORDER BY audit_id DESC LIMIT 10) AS audit
-  JOIN temp.comparison AS source USING (audit_id)
-  JOIN temp.comparison AS processed ON processed.audit_id = audit.audit_id
- WHERE source.target = 'source_event_ts' AND processed.target = 'supervisor_processed_at'
- ORDER BY audit.audit_id DESC;
+7. Latest rows: each column above the field that it should come from';
+SELECT CASE target WHEN 1 THEN printf('
+audit_id %d
+%s', audit_id, text) ELSE text END
+  FROM temp.example
+ WHERE audit_id IN (SELECT audit_id FROM temp.latest)
+ ORDER BY audit_id DESC, target;
 INSERT INTO temp.verdict
-SELECT 7, 'latest rows', 'INFO', printf('%d rows shown', min(count(*), 10)) FROM temp.audit;
-SELECT char(10) || line FROM temp.line WHERE number = 7;
+SELECT 7, 'latest rows', 'INFO', printf('%d rows shown', count(*)) FROM temp.latest;
+SELECT * FROM temp.last_line;
 
 SELECT '
 8. Decision lag: from the event to the decision, in seconds
@@ -572,29 +477,40 @@ SELECT '
 pairs       average        p50        p95    maximum  negative';
 -- In order, so that the key is the place.
 CREATE TABLE temp.lag (place INTEGER PRIMARY KEY, us INTEGER);
-INSERT INTO temp.lag (us)
-SELECT processed_us - source_us AS us FROM temp.audit WHERE source_us IS NOT NULL
- UNION ALL
-SELECT us FROM temp.pair WHERE NOT mixed
- ORDER BY us;
-SELECT printf('%-8d %10.3f %10.3f %10.3f %10.3f %9d', count(*), avg(us) / 1e6,
+INSERT INTO temp.lag (us) SELECT us FROM temp.pair WHERE NOT mixed ORDER BY us;
+-- Whole milliseconds: SQLite's versions round the rest in different ways.
+SELECT printf('%-8d %10.3f %10.3f %10.3f %10.3f %9d', count(*),
+              CAST(avg(us) AS INTEGER) / 1000 / 1e3,
               (SELECT us FROM temp.lag
-                WHERE place = (SELECT (count(*) * 50 + 99) / 100 FROM temp.lag)) / 1e6,
+                WHERE place = (SELECT (count(*) * 50 + 99) / 100 FROM temp.lag)) / 1000 / 1e3,
               (SELECT us FROM temp.lag
-                WHERE place = (SELECT (count(*) * 95 + 99) / 100 FROM temp.lag)) / 1e6,
-              max(us) / 1e6, sum(us < 0))
+                WHERE place = (SELECT (count(*) * 95 + 99) / 100 FROM temp.lag)) / 1000 / 1e3,
+              max(us) / 1000 / 1e3, sum(us < 0)) || char(10)
   FROM temp.lag
  GROUP BY NULL;
+SELECT rtrim(printf('%-12s %10d  %s', column2, coalesce(pairs, 0),
+                    substr('##################################################', 1,
+                           (pairs * 50 + longest - 1) / longest)))
+  FROM (VALUES (0, 'negative'), (1, 'under 0.1 s'), (2, 'under 1 s'), (3, 'under 10 s'), (4, 'under 1 min'),
+               (5, 'under 10 min'), (6, 'under 1 h'), (7, '1 h and more'))
+  LEFT JOIN (SELECT (us >= 0) + (us >= 1e5) + (us >= 1e6) + (us >= 1e7) + (us >= 6e7)
+                    + (us >= 6e8) + (us >= 36e8) AS range, count(*) AS pairs,
+                    max(count(*)) OVER () AS longest
+               FROM temp.lag
+              GROUP BY 1) ON range = column1
+ WHERE EXISTS (SELECT * FROM temp.lag)
+ ORDER BY column1;
 INSERT INTO temp.verdict
 SELECT 8, 'decision lag', 'INFO',
        CASE count(*) WHEN 0 THEN 'no pair to measure'
-            ELSE printf('%d pairs, average %.3f s, %d negative', count(*), avg(us) / 1e6,
-                        sum(us < 0)) END
+            ELSE printf('%d pairs, average %.3f s, %d negative', count(*),
+                        CAST(avg(us) AS INTEGER) / 1000 / 1e3, sum(us < 0)) END
   FROM temp.lag;
-SELECT char(10) || line FROM temp.line WHERE number = 8;
+SELECT * FROM temp.last_line;
 
 -- == The end ======================================================================================
 
+COMMIT;
 SELECT char(10) || 'WARN: ' || group_concat(number || ' ' || name, ', ')
   FROM (SELECT number, name FROM temp.verdict WHERE verdict = 'WARN' ORDER BY number)
  GROUP BY NULL;
@@ -602,6 +518,6 @@ SELECT char(10) || CASE count(*) WHEN 0 THEN 'No check fails.'
                    ELSE 'FAIL: ' || group_concat(number || ' ' || name, ', ') END
   FROM (SELECT number, name FROM temp.verdict WHERE verdict = 'FAIL' ORDER BY number);
 -- An error raised on purpose makes the exit code 1.
-CREATE TABLE temp.gate (failed INTEGER CONSTRAINT "the line above names the checks that fail"
-                        CHECK (failed = 0));
+CREATE TABLE temp.gate (failed INTEGER
+                        CONSTRAINT "the line above names the checks that fail" CHECK (failed = 0));
 INSERT INTO temp.gate SELECT count(*) FROM temp.verdict WHERE verdict = 'FAIL';
