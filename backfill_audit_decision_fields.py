@@ -943,12 +943,11 @@ def read_batch(store: sqlite3.Connection, first: int, end: int, size: int, versi
     try:
         store.text_factory = str  # SQLite's own decoding: a fifth faster
         return _read_batch(store, first, end, size, version)
-    except sqlite3.OperationalError as error:
-        if hasattr(error, "sqlite_errorcode"):  # it was not the decoding that failed
-            raise
+    except sqlite3.OperationalError:  # text that is not UTF-8, or an error that comes again
+        store.text_factory = decode_text
+        return _read_batch(store, first, end, size, version)
     finally:
         store.text_factory = decode_text
-    return _read_batch(store, first, end, size, version)
 
 
 def _read_batch(store: sqlite3.Connection, first: int, end: int, size: int, version: int) -> Batch:
@@ -1723,7 +1722,6 @@ def show_end(options: argparse.Namespace, summary: Summary, screen: Screen) -> i
         if report is not None:
             put(report)
     except OSError as error:
-        forget(sys.stdout)
         words = f"error: the report cannot be written: {error.strerror}"
         said = summary.error is not None or (options.json and not options.quiet)
         screen.say(words if said else f"{words}; {verdict}", even_if_quiet=True)
@@ -1735,8 +1733,10 @@ def put(text: str) -> None:
     """Print to stdout at once; a reader that has seen enough is no error."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         forget(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def explain(error: Exception, options: argparse.Namespace) -> str:
