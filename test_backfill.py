@@ -1836,7 +1836,7 @@ BAD_STORES: list[tuple[str, str | Callable[[Path], object], str]] = [
     ("no database", lambda path: path.write_text("rubbish" * 100), "not a SQLite database"),
     ("no table", "CREATE TABLE other (a)", "no table task_audits"),
     ("a view", "CREATE VIEW task_audits AS SELECT 1", "no table task_audits"),
-    *((f"no {one}", table(*(c for c in NEEDED if c != one)), one.split()[0]) for one in NEEDED),
+    *((f"no {c}", table(*(n for n in NEEDED if n != c)), "has no column") for c in NEEDED),
     ("another key", table("audit_id BIGINT PRIMARY KEY", *NEEDED[1:]), "INTEGER PRIMARY KEY"),
     ("no key", table("audit_id INTEGER", *NEEDED[1:]), "INTEGER PRIMARY KEY"),
     ("no rowid", table(*NEEDED, end="WITHOUT ROWID"), "INTEGER PRIMARY KEY"),
