@@ -117,7 +117,7 @@ JSON_TYPES = {dict: "an object", list: "an array", bool: "a boolean"}
 # Why a row stays NULL: the keys of the summary, and what they mean.
 LEFT_NULL = {
     "malformed_json": "the payload is not JSON",
-    "no_timestamp": "no usable timestamp, not even created_at",
+    "no_timestamp": "no timestamp, not even created_at",
     "unreadable": "the other column does not hold text",
     "refused": "the database refused the row",
 }
