@@ -1,28 +1,20 @@
--- Check the result of the backfill:
---
---     sqlite3 STORE < verify_backfill.sql
+-- Check the result of the backfill:  sqlite3 STORE < verify_backfill.sql
 --
 -- Eight checks. Each prints its figures and ends with a line "N  name  VERDICT  detail". PASS: as
 -- it should be. WARN: worth a look. FAIL: wrong. INFO: nothing to judge. The last line of all
 -- names the checks that fail. The exit code is 1 if there is one, or if the store cannot be read.
--- It takes a sqlite3 shell from 3.34 up. SQL lays out the lines, because shells differ.
---
--- Nothing is written to the store: every name that is made or filled here is one of "temp".
---
--- A scan compares each value, letter by letter, with the first candidate for it. That settles
--- nearly all values. The rest are read again and examined by all the rules.
+-- For SQLite from 3.34 up. Nothing is written to the store: what is made here is made in "temp".
 
 .bail on
 .timeout 5000
 .mode list
 .headers off
 
--- A file without the table ends here, with one line.
+-- A file without the table ends here.
 CREATE TABLE temp.needed (columns INTEGER CONSTRAINT
     "there is no table task_audits here with the columns of migration v21" CHECK (columns = 6));
 INSERT INTO temp.needed
-SELECT count(*)
-  FROM pragma_table_xinfo('task_audits', 'main')
+SELECT count(*) FROM pragma_table_xinfo('task_audits', 'main')
  WHERE lower(name) IN ('audit_id', 'event_type', 'payload', 'created_at',
                        'source_event_ts', 'supervisor_processed_at');
 
@@ -31,16 +23,15 @@ BEGIN;
 SELECT printf('store   %s
 time    %s UTC
 SQLite  %s
-rows    %,d in task_audits: about %d s, and several times that before a run',
-              file, datetime('now'), sqlite_version(), rows, rows / 40000 + 1)
-  FROM pragma_database_list CROSS JOIN (SELECT count(*) AS rows FROM main.task_audits)
+rows    %,d in task_audits: about %d s, and several times that before a run%s',
+              file, datetime('now'), sqlite_version(), rows, rows / 40000 + 1,
+              CASE journal_mode WHEN 'wal' THEN '' ELSE '
+Not in WAL mode: while this store is read, its writers wait. To spare them,
+check a copy:  sqlite3 STORE ".backup COPY"; sqlite3 COPY < verify_backfill.sql' END)
+  FROM pragma_database_list, pragma_journal_mode, (SELECT count(*) AS rows FROM main.task_audits)
  WHERE name = 'main';
-SELECT 'Not in WAL mode: while this store is read, its writers wait. To spare them,
-check a copy:  sqlite3 STORE ".backup COPY"; sqlite3 COPY < verify_backfill.sql'
-  FROM pragma_journal_mode
- WHERE journal_mode <> 'wal';
 
--- == The rules, as data ===========================================================================
+-- == The rules and the rows =======================================================================
 
 -- A column's value comes from the first candidate that is usable: fields of the payload, then
 -- created_at. Rank 0 is the column itself.
@@ -54,11 +45,9 @@ INSERT INTO temp.candidate VALUES
     (1, 4, 'task_created_at'),
     (1, 9, 'created_at'),      (2, 9, 'created_at');
 
--- == The scan =====================================================================================
-
--- What is known of each column (target) of each of the Supervisor's rows. us: the instant in
--- microseconds since 1970, NULL where it is no timestamp. utc: whether it has a UTC offset. winner:
--- the rank of the first usable candidate, and what it says.
+-- One row for each column (target) of each of the Supervisor's rows. us: the instant in
+-- microseconds since 1970, NULL where it is no timestamp. utc: whether it has a UTC offset.
+-- winner: the rank of the first usable candidate. says: its text.
 CREATE TABLE temp.value (audit_id INTEGER, target INTEGER, type TEXT, us INTEGER, utc INTEGER,
                          finding TEXT, passed_over INTEGER, winner INTEGER, holds TEXT, says TEXT,
                          PRIMARY KEY (audit_id, target)) WITHOUT ROWID;
@@ -80,36 +69,35 @@ SELECT audit_id, target, CAST(payload AS TEXT) AS payload,
             THEN 1 ELSE 0 END AS odd
   FROM temp.event CROSS JOIN (SELECT 1 AS target UNION ALL SELECT 2);
 
--- Right is a value that has the same letters as the first candidate that is there, or those without
--- an offset and the Z that rule 5 gives them; that is a moment which exists (strftime() makes
--- another day of the 30th of February, and of hour 24); with up to nine digits of a second, and
--- with Z, an offset that strftime() takes, or neither. The scan takes nothing for right that the
--- close examination would not. The latest rows are shown, so they are left to it.
+-- == The scan =====================================================================================
+
+-- It settles most values by comparing them, letter by letter, with the first candidate that is
+-- there, or with that and the Z that rule 5 adds where there is no offset. The value must be a
+-- moment that exists (strftime() makes another day of the 30th of February, and of hour 24), with
+-- up to nine digits of a second, and with Z, an offset that strftime() takes, or neither. So the
+-- scan takes nothing for right that the close examination would not. The latest rows are left to
+-- it, because they are shown.
 -- LIMIT -1, here and below, keeps SQLite from working out an inner column once for each use of it.
 CREATE TABLE temp.latest AS SELECT audit_id FROM temp.event ORDER BY audit_id DESC LIMIT 10;
-INSERT INTO temp.value
+INSERT INTO temp.value (audit_id, target, type, us, utc, finding, passed_over)
 SELECT audit_id, target, 'text',
-       CASE WHEN rest GLOB '*Z'
-            THEN CAST(substr(day_and_seconds, 11)
-                      || substr(replace(rest, 'Z', '0000000'), 2, 6) AS INTEGER)
+       CASE WHEN rest GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]Z'
+            THEN substr(day_and_seconds, 11) * 1000000 + substr(rest, 2, 6)
             ELSE strftime('%s', substr(value, 1, 19) || ltrim(rest, '.0123456789')) * 1000000
-                 + CAST(('0' || rest) * 1000000 AS INTEGER) END,
+                 + CAST(('0' || rest) * 1000000 + 0.01 AS INTEGER) END,
        rest GLOB '*Z' OR rest GLOB '*:*',
-       CASE WHEN field IS NULL THEN 'as created_at says' ELSE 'as the payload says' END,
-       0, NULL, NULL, NULL
+       CASE WHEN field IS NULL THEN 'as created_at says' ELSE 'as the payload says' END, 0
   FROM (SELECT audit_id, target, value, field, substr(value, 20) AS rest,
                strftime('%Y-%m-%d%s', substr(value, 1, 19), '+0 days') AS day_and_seconds
           FROM (SELECT audit_id, target, value, created_at,
-                       CASE target WHEN 1 THEN
-                           coalesce(json_extract(payload, '$.source_event_ts'),
-                                    json_extract(payload, '$.source_ts'),
-                                    json_extract(payload, '$.event_timestamp'),
-                                    json_extract(payload, '$.task_created_at'))
-                       ELSE
-                           coalesce(json_extract(payload, '$.supervisor_processed_at'),
-                                    json_extract(payload, '$.processed_at'),
-                                    json_extract(payload, '$.timestamp'))
-                       END AS field
+                       CASE target
+                       WHEN 1 THEN coalesce(json_extract(payload, '$.source_event_ts'),
+                                            json_extract(payload, '$.source_ts'),
+                                            json_extract(payload, '$.event_timestamp'),
+                                            json_extract(payload, '$.task_created_at'))
+                       ELSE coalesce(json_extract(payload, '$.supervisor_processed_at'),
+                                     json_extract(payload, '$.processed_at'),
+                                     json_extract(payload, '$.timestamp')) END AS field
                   FROM temp.given
                  WHERE NOT odd AND json_valid(payload)
                    AND audit_id NOT IN (SELECT audit_id FROM temp.latest)
@@ -131,19 +119,19 @@ CREATE TABLE temp.instant (audit_id INTEGER, target INTEGER, rank INTEGER, cause
                            text TEXT, us INTEGER, utc INTEGER,
                            PRIMARY KEY (audit_id, target, rank)) WITHOUT ROWID;
 INSERT INTO temp.instant
-WITH left AS (
+WITH doubtful AS (
     SELECT audit_id, target, value, created_at,
            CASE WHEN json_valid(payload) THEN payload END AS payload,
-           CASE WHEN odd OR length(payload)
-                            - length(replace(replace(payload, '[', ''), '{', '')) > 500
+           CASE WHEN odd OR (NOT json_valid(payload)
+                             AND (payload GLOB '*NaN*' OR payload GLOB '*Infinity*'))
+                  OR length(payload) - length(replace(replace(payload, '[', ''), '{', '')) > 500
                 THEN 'not judged: JSON read differently'
-                WHEN json_valid(payload) OR coalesce(trim(payload, char(9, 10, 11, 12, 13, 32)), '') = ''
-                THEN CASE WHEN value IS NULL AND (typeof(other) NOT IN ('text', 'null')
-                                                  OR other GLOB '*[^ -~]*')
-                          THEN 'the other column is not readable' END
-                WHEN payload GLOB '*NaN*' OR payload GLOB '*Infinity*'
-                THEN 'not judged: JSON read differently'
-                ELSE 'the payload is not JSON' END AS cause
+                WHEN NOT json_valid(payload) AND trim(payload, char(9, 10, 11, 12, 13, 32)) <> ''
+                THEN CASE WHEN value IS NULL THEN 'the payload is not JSON'
+                          ELSE 'nothing to compare with' END
+                WHEN value IS NULL AND (typeof(other) NOT IN ('text', 'null')
+                                        OR other GLOB '*[^ -~]*')
+                THEN 'the other column is not readable' END AS cause
       FROM (SELECT * FROM temp.given
              WHERE NOT EXISTS (SELECT * FROM temp.value
                                 WHERE audit_id = given.audit_id AND target = given.target)
@@ -152,9 +140,9 @@ WITH left AS (
 ranked AS (
     SELECT audit_id, target, rank, cause,
            CASE WHEN rank = 0 THEN value WHEN cause IS NOT NULL THEN NULL
-                WHEN rank = 9 THEN created_at ELSE json_extract(payload, '$.' || field)
-                END AS value
-      FROM left JOIN temp.candidate USING (target)
+                WHEN rank = 9 THEN created_at
+                ELSE json_extract(payload, '$.' || field) END AS value
+      FROM doubtful JOIN temp.candidate USING (target)
      LIMIT -1),
 -- Candidates are stripped. AgentOS's readers strip nothing, and take a day for its midnight.
 stripped AS (
@@ -184,10 +172,9 @@ part AS (
                 THEN substr(rest, 2) ELSE rest END AS zone
       FROM split
      LIMIT -1),
--- A number is seconds, milliseconds, microseconds or nanoseconds of the years 2000 to 2099. A text
--- is a moment that exists (strftime() gives back the same letters) in a spelling of rule 3; in the
--- column, in one that AgentOS's readers take. (They would take a day without hyphens and the date
--- of a week too, which nobody writes there.)
+-- A number is seconds, milliseconds, microseconds or nanoseconds. A text is a moment that exists
+-- (strftime() gives back the same letters) in a spelling of rule 3; in the column, in one that
+-- AgentOS's readers take. (They take a week's date too, which nobody writes there.)
 moment AS (
     SELECT audit_id, target, rank, cause, value, number, zone,
            CASE WHEN number < 1e10 THEN CAST(round(number * 1e6) AS INTEGER)
@@ -201,19 +188,18 @@ moment AS (
                           AND substr(clock, 5) NOT GLOB '*[^0-9]*'
                           AND (rank = 0 OR length(clock) <= 13)))
                  AND (zone IN ('', 'Z') OR (zone IN ('z', 'UTC') AND rank > 0)
-                      OR ((zone GLOB '[+-][0-9][0-9]' OR zone GLOB '[+-][0-9][0-9][0-5][0-9]'
-                           OR zone GLOB '[+-][0-9][0-9]:[0-5][0-9]')
-                          AND substr(zone, 2, 2) <= CASE rank WHEN 0 THEN '23' ELSE '14' END))
+                      OR (substr(zone, 2, 2) <= CASE rank WHEN 0 THEN '23' ELSE '14' END
+                          AND (zone GLOB '[+-][0-9][0-9]' OR zone GLOB '[+-][0-9][0-9][0-5][0-9]'
+                               OR zone GLOB '[+-][0-9][0-9]:[0-5][0-9]')))
                 THEN (strftime('%s', minute) + substr(clock, 2, 2)
-                      - CASE WHEN zone GLOB '[+-]*'
-                             THEN (substr(zone, 1, 1) || '60')
-                                  * (substr(zone, 2, 2) * 60 + substr(replace(zone, ':', ''), 4))
-                             ELSE 0 END) * 1000000
-                     + substr(substr(clock, 5) || '000000', 1, 6)
-                END AS us
+                      - (substr(zone, 1, 1) || '60')  -- 0 if there is no sign
+                        * (substr(zone, 2, 2) * 60 + substr(replace(zone, ':', ''), 4))) * 1000000
+                     + substr(substr(clock, 5) || '000000', 1, 6) END AS us
       FROM part
      LIMIT -1)
-SELECT audit_id, target, rank, cause, typeof(value), substr(CAST(value AS TEXT), 1, 36),
+SELECT audit_id, target, rank, cause, typeof(value),
+       CASE WHEN CAST(value AS TEXT) GLOB '*[^ -~]*' THEN '(not printable)'
+            ELSE printf('%.35s', coalesce(value, 'NULL')) END,
        CASE WHEN number IS NULL OR us BETWEEN 946684800000000 AND 4102444799999999 THEN us END,
        number IS NOT NULL OR zone <> ''
   FROM moment;
@@ -221,11 +207,9 @@ SELECT audit_id, target, rank, cause, typeof(value), substr(CAST(value AS TEXT),
 -- With min(), the other columns are those of the row that has the lowest rank.
 INSERT INTO temp.value
 SELECT mine.audit_id, mine.target, mine.type, mine.us, mine.utc,
-       CASE WHEN mine.type = 'null' THEN
-                CASE WHEN mine.cause IS NOT NULL THEN mine.cause
-                     WHEN winner IS NULL THEN 'no usable timestamp'
-                     ELSE 'should be filled' END
-            WHEN mine.cause GLOB 'not judged*' THEN mine.cause
+       CASE WHEN mine.cause IS NOT NULL THEN mine.cause
+            WHEN mine.type = 'null' THEN
+                CASE WHEN winner IS NULL THEN 'no usable timestamp' ELSE 'should be filled' END
             WHEN winner IS NULL THEN 'nothing to compare with'
             WHEN abs(mine.us - best.us) < 1000 THEN
                 CASE winner WHEN 9 THEN 'as created_at says' ELSE 'as the payload says' END
@@ -241,49 +225,46 @@ SELECT mine.audit_id, mine.target, mine.type, mine.us, mine.utc,
               GROUP BY audit_id, target) AS best USING (audit_id, target)
  WHERE rank = 0;
 
--- What seems wrong is no fault if Python reads the JSON differently: because a name is there twice,
--- or because bytes are not UTF-8. Each letter that is not ASCII is looked at once: it is UTF-8 if
--- its code gives back the same bytes (SQLite has no code for the two that Unicode leaves out).
--- ltrim() tries the letters in their order, so the most frequent come first.
+-- What seems wrong is no fault if Python reads the JSON differently, because a name is there twice
+-- or bytes are not UTF-8. Each letter that is not ASCII is looked at once: it is UTF-8 if its code
+-- gives back the same bytes (SQLite has no code for the two that Unicode leaves out). ltrim() tries
+-- letters in the order given, so the most frequent come first.
 UPDATE temp.value
-   SET finding = 'not judged: JSON read differently'
+   SET finding = 'not judged: JSON read differently', winner = NULL, says = NULL
  WHERE finding IN ('different', 'should be filled')
-   AND (SELECT CASE WHEN json_valid(payload) THEN
-                   (SELECT count(*) > count(DISTINCT key)
-                      FROM json_each(payload)
-                     WHERE key IN (SELECT field FROM temp.candidate
-                                    WHERE target = value.target AND rank > 0)) END
+   AND (SELECT (SELECT count(*) > count(DISTINCT key)
+                  FROM json_each(CASE WHEN json_valid(payload) THEN payload END)
+                 WHERE key IN (SELECT field FROM temp.candidate WHERE target = value.target))
             OR EXISTS (
                    WITH RECURSIVE letter (rest) AS (
                        SELECT ltrim(payload, ascii)
                         UNION ALL
                        SELECT ltrim(replace(rest, substr(rest, 1, 1), ' '), ascii)
                          FROM letter WHERE rest <> '')
-                   SELECT * FROM letter
-                    WHERE rest <> ''
+                   SELECT * FROM letter WHERE rest <> ''
                       AND substr(rest, 1, 1) NOT IN (char(unicode(rest)), char(65534), char(65535)))
           FROM (SELECT CAST(payload AS TEXT) AS payload,
                        ' "etaonirsdlcf_0123456789:,umpghybvwkxjqz-.{}[]/TZ()' || char(9, 10, 13)
                        || 'EAONIRSDLCHUMPGFYBWVKXJQ!#$%&''*+;<=>?@\^`|~' AS ascii
-                  FROM main.task_audits
-                 WHERE audit_id = value.audit_id));
+                  FROM main.task_audits WHERE audit_id = value.audit_id));
 
--- How often there is each finding, and for how many of these the column is NULL.
+-- Each finding, counted; missing: those of them where the column is NULL.
 CREATE TABLE temp.tally AS
 SELECT target, finding, count(*) AS number, sum(type = 'null') AS missing,
        min(CASE type WHEN 'null' THEN audit_id END) AS first, sum(passed_over) AS passed_over,
-       sum(us IS NULL AND type <> 'null') AS unreadable,
+       sum(us IS NULL AND type <> 'null') AS unreadable, min(us) AS earliest, max(us) AS latest,
        sum(us > strftime('%s', 'now') * 1000000) AS future,
-       sum(us NOT BETWEEN 946684800000000 AND 4102444799999999) AS outside,
-       min(us) AS earliest, max(us) AS latest
+       sum(us NOT BETWEEN 946684800000000 AND 4102444799999999) AS outside
   FROM temp.value
  GROUP BY finding, target;
--- The rows with two timestamps: what is between them, and whether only one has a UTC offset.
-CREATE TABLE temp.pair AS
-SELECT sum(CASE target WHEN 1 THEN -us ELSE us END) AS us, min(utc) <> max(utc) AS mixed
+
+-- From the event to the decision, in order. mixed: only one of the two has a UTC offset.
+CREATE TABLE temp.lag (place INTEGER PRIMARY KEY, us INTEGER, mixed INTEGER);
+INSERT INTO temp.lag (us, mixed)
+SELECT sum(CASE target WHEN 1 THEN -us ELSE us END), min(utc) <> max(utc)
   FROM temp.value
  GROUP BY audit_id
-HAVING count(us) = 2;
+HAVING count(us) = 2 ORDER BY 2, 1;
 
 -- == The eight checks =============================================================================
 
@@ -321,37 +302,32 @@ SELECT '
 2. Consistency: each column against its first usable candidate, as instants
 
 finding                                source_event_ts  supervisor_processed_at';
-SELECT printf('%-38s %15d %24d', finding, sum(number * (target = 1)), sum(number * (target = 2)))
-  FROM (SELECT target, finding, number - missing AS number FROM temp.tally
-         UNION ALL
-        SELECT target, 'payload fields there and unusable', passed_over FROM temp.tally)
- GROUP BY finding
-HAVING sum(number) > 0 OR finding = 'payload fields there and unusable'
- ORDER BY finding = 'payload fields there and unusable', finding;
--- A column, and below it the candidate that it is compared with. Both are a stranger's text: shown
--- where it is printable, and cut.
+SELECT printf('%-38s %15d %24d', finding, sum((number - missing) * (target = 1)),
+              sum((number - missing) * (target = 2)))
+  FROM temp.tally
+ WHERE number > missing
+ GROUP BY finding;
+SELECT printf('%-38s %15d %24d', 'payload fields there and unusable',
+              total(passed_over * (target = 1)), total(passed_over * (target = 2)))
+  FROM temp.tally;
+-- A column, and below it the candidate that it is compared with.
 CREATE VIEW temp.example AS
 SELECT audit_id, value.target, finding, printf('%-23s %s
-%-23s %s  %s', name.field, CASE WHEN holds GLOB '*[^ -~]*' THEN '(not printable)'
-                                ELSE printf('%.35s', coalesce(holds, 'NULL')) END,
-              coalesce(best.field, '-'), CASE WHEN says GLOB '*[^ -~]*' THEN '(not printable)'
-                                              ELSE printf('%.35s', coalesce(says, '-')) END,
-              finding) AS text
+%-23s %s  %s', own.field, holds, coalesce(best.field, '-'), coalesce(says, '-'), finding) AS text
   FROM temp.value
-  JOIN temp.candidate AS name USING (target)
-  LEFT JOIN temp.candidate AS best ON best.target = value.target AND best.rank = winner
- WHERE name.rank = 0;
+  JOIN temp.candidate AS own ON own.target = value.target AND own.rank = 0
+  LEFT JOIN temp.candidate AS best ON best.target = value.target AND best.rank = winner;
 SELECT printf('
 audit_id %d
 %s', audit_id, text) FROM temp.example WHERE finding = 'different' LIMIT 3;
 INSERT INTO temp.verdict
 SELECT 2, 'consistency',
-       CASE WHEN different > 0 THEN 'FAIL' WHEN number = 0 THEN 'INFO' WHEN agree = 0 THEN 'WARN'
-            ELSE 'PASS' END,
-       printf('%d values differ, %d agree, %d not judged', different, agree,
-              number - different - agree)
-  FROM (SELECT total(number - missing) AS number, total(number * (finding = 'different')) AS different,
-               total(number * (finding GLOB 'as * says')) AS agree
+       CASE WHEN different > 0 THEN 'FAIL' WHEN agree > 0 THEN 'PASS' WHEN rest > 0 THEN 'WARN'
+            ELSE 'INFO' END,
+       printf('%d values differ, %d agree, %d not judged', different, agree, rest)
+  FROM (SELECT total(number * (finding = 'different')) AS different,
+               total(number * (finding GLOB 'as * says')) AS agree,
+               total((number - missing) * (finding GLOB 'no*')) AS rest
           FROM temp.tally);
 SELECT * FROM temp.last_line;
 
@@ -360,16 +336,15 @@ SELECT '
 
 event_type                                     rows     filled  with a NULL';
 CREATE TABLE temp.distribution AS
-SELECT substr(event_type, 1, 41) AS type, count(*) AS rows,
+SELECT substr(event_type, 1, 40) AS type, count(*) AS rows,
        sum(source_event_ts IS NOT NULL AND supervisor_processed_at IS NOT NULL) AS filled
   FROM temp.event
  GROUP BY 1;
-SELECT printf('%-40s %10d %10d %12d', CASE WHEN type GLOB '*[^ -~]*' THEN '(not printable)'
-                                           ELSE printf('%.40s', type) END,
+SELECT printf('%-40s %10d %10d %12d',
+              CASE WHEN type GLOB '*[^ -~]*' THEN '(not printable)' ELSE type END,
               rows, filled, rows - filled)
   FROM temp.distribution
- ORDER BY rows DESC, type
- LIMIT 20;
+ ORDER BY rows DESC, type LIMIT 20;
 INSERT INTO temp.verdict
 SELECT 3, 'distribution', 'INFO', printf('%d event types, %d rows', count(*), sum(rows))
   FROM temp.distribution;
@@ -379,25 +354,23 @@ SELECT '
 4. Index use: the plan of a query for a time range
 ';
 EXPLAIN QUERY PLAN
-SELECT audit_id FROM task_audits
- WHERE source_event_ts >= '2026-01-01' AND source_event_ts < '2026-02-01'
-   AND supervisor_processed_at IS NOT NULL;
--- An index is judged by its key columns, compared as they are, whatever its name or condition.
-CREATE TABLE temp.index_key AS
-SELECT (SELECT group_concat(coalesce(CASE coll WHEN 'BINARY' THEN lower(name) END, '?'), ', ')
-          FROM pragma_index_xinfo(list.name, 'main') WHERE key) || ',' AS columns
-  FROM pragma_index_list('task_audits', 'main') AS list;
--- The indexes of v21 that are not there, the worst first.
+SELECT audit_id FROM task_audits WHERE supervisor_processed_at IS NOT NULL
+   AND source_event_ts >= '2026-01-01' AND source_event_ts < '2026-02-01';
+-- The indexes of v21 that are not there, the worst first. An index is judged by its key columns,
+-- compared as they are, whatever its name or condition.
 CREATE TABLE temp.missing AS
-SELECT column1 AS name, column2 AS columns, column3 AS verdict, column4 AS detail
+SELECT column1 AS name, column2 AS columns, column3 AS verdict, column1 || column4 AS detail
   FROM (VALUES
-        ('idx_task_audits_source_event_ts', 'source_event_ts',
-         'FAIL', 'no index begins with source_event_ts: create one'),
+        ('idx_task_audits_source_event_ts', 'source_event_ts', 'FAIL', ' is missing: create it'),
         ('idx_task_audits_decision_lag', 'source_event_ts, supervisor_processed_at',
-         'WARN', 'idx_task_audits_decision_lag is missing: create it'),
+         'WARN', ' is missing: create it'),
         ('idx_task_audits_event_source_ts', 'event_type, source_event_ts',
-         'INFO', 'v24 omits idx_task_audits_event_source_ts: nothing to do'))
- WHERE NOT EXISTS (SELECT * FROM temp.index_key WHERE columns GLOB column2 || ',*');
+         'INFO', ': v24 leaves it out, no need'))
+ WHERE NOT EXISTS (
+       SELECT * FROM pragma_index_list('task_audits', 'main') AS list
+        WHERE (SELECT group_concat(CASE WHEN coll = 'BINARY' AND cid >= 0 THEN lower(name)
+                                        ELSE '?' END, ', ')
+                 FROM pragma_index_xinfo(list.name, 'main') WHERE key) || ',' GLOB column2 || ',*');
 SELECT printf('missing, and worth creating:
 CREATE INDEX %s
     ON task_audits (%s)
@@ -406,11 +379,10 @@ CREATE INDEX %s
  WHERE verdict <> 'INFO';
 INSERT INTO temp.verdict
 SELECT 4, 'index use', verdict, detail
-  FROM (SELECT rowid, verdict, detail FROM temp.missing
+  FROM (SELECT * FROM temp.missing
          UNION ALL
-        SELECT 9, 'PASS', 'the indexes of v21 are there'
-         ORDER BY 1
-         LIMIT 1);
+        SELECT '', '', 'PASS', 'the indexes of v21 are there')
+ LIMIT 1;
 SELECT * FROM temp.last_line;
 
 SELECT '
@@ -418,11 +390,9 @@ SELECT '
 
 column                     unreadable  in the future  outside 2000-2099';
 SELECT printf('%-24s %12d %14d %18d
-    from %s.%06dZ to %s.%06dZ', field, sum(unreadable), total(future), total(outside),
-              strftime('%Y-%m-%dT%H:%M:%S', min(earliest) / 1000000, 'unixepoch'),
-              abs(min(earliest) % 1000000),
-              strftime('%Y-%m-%dT%H:%M:%S', max(latest) / 1000000, 'unixepoch'),
-              abs(max(latest) % 1000000))
+    from %s to %s UTC', field, sum(unreadable), total(future), total(outside),
+              datetime(min(earliest) / 1000000, 'unixepoch'),
+              datetime(max(latest) / 1000000, 'unixepoch'))
   FROM temp.tally JOIN temp.candidate USING (target)
  WHERE rank = 0
  GROUP BY target;
@@ -432,9 +402,9 @@ SELECT 5, 'timestamp sanity',
             WHEN number = 0 THEN 'INFO' ELSE 'PASS' END,
        printf('%d unreadable, %d mixed pairs, %d out of range', unreadable, mixed, odd)
   FROM (SELECT total(number - missing) AS number, total(unreadable) AS unreadable,
-               total(future) + total(outside) AS odd,
-               (SELECT total(mixed) FROM temp.pair) AS mixed
-          FROM temp.tally);
+               total(future) + total(outside) AS odd
+          FROM temp.tally),
+       (SELECT total(mixed) AS mixed FROM temp.lag);
 SELECT * FROM temp.last_line;
 
 SELECT '
@@ -451,19 +421,17 @@ INSERT INTO temp.verdict
 SELECT 6, 'remaining NULLs',
        CASE WHEN forgotten > 0 THEN 'FAIL' WHEN with_null > 0 THEN 'WARN'
             WHEN NOT EXISTS (SELECT * FROM temp.tally) THEN 'INFO' ELSE 'PASS' END,
-       CASE WHEN with_null = 0 THEN 'none'
-            ELSE printf('%d rows have a NULL, %d should be filled', with_null, forgotten) END
+       printf('%d rows have a NULL, %d should be filled', with_null, forgotten)
   FROM (SELECT count(DISTINCT audit_id) AS with_null,
                count(DISTINCT CASE finding WHEN 'should be filled' THEN audit_id END) AS forgotten
-          FROM temp.value
-         WHERE type = 'null');
+          FROM temp.value WHERE type = 'null');
 SELECT * FROM temp.last_line;
 
 SELECT '
 7. Latest rows: each column above the field that it should come from';
 SELECT CASE target WHEN 1 THEN printf('
 audit_id %d
-%s', audit_id, text) ELSE text END
+', audit_id) ELSE '' END || text
   FROM temp.example
  WHERE audit_id IN (SELECT audit_id FROM temp.latest)
  ORDER BY audit_id DESC, target;
@@ -475,49 +443,38 @@ SELECT '
 8. Decision lag: from the event to the decision, in seconds
 
 pairs       average        p50        p95    maximum  negative';
--- In order, so that the key is the place.
-CREATE TABLE temp.lag (place INTEGER PRIMARY KEY, us INTEGER);
-INSERT INTO temp.lag (us) SELECT us FROM temp.pair WHERE NOT mixed ORDER BY us;
+CREATE VIEW temp.summary AS
+SELECT count(*) AS pairs, CAST(avg(us) AS INTEGER) / 1000 / 1e3 AS average, sum(us < 0) AS negative
+  FROM temp.lag WHERE NOT mixed;
 -- Whole milliseconds: SQLite's versions round the rest in different ways.
-SELECT printf('%-8d %10.3f %10.3f %10.3f %10.3f %9d', count(*),
-              CAST(avg(us) AS INTEGER) / 1000 / 1e3,
-              (SELECT us FROM temp.lag
-                WHERE place = (SELECT (count(*) * 50 + 99) / 100 FROM temp.lag)) / 1000 / 1e3,
-              (SELECT us FROM temp.lag
-                WHERE place = (SELECT (count(*) * 95 + 99) / 100 FROM temp.lag)) / 1000 / 1e3,
-              max(us) / 1000 / 1e3, sum(us < 0)) || char(10)
-  FROM temp.lag
- GROUP BY NULL;
-SELECT rtrim(printf('%-12s %10d  %s', column2, coalesce(pairs, 0),
+SELECT printf('%-8d %10.3f %10.3f %10.3f %10.3f %9d
+', pairs, average, (SELECT us FROM temp.lag WHERE place = (pairs * 50 + 99) / 100) / 1000 / 1e3,
+              (SELECT us FROM temp.lag WHERE place = (pairs * 95 + 99) / 100) / 1000 / 1e3,
+              (SELECT us FROM temp.lag WHERE place = pairs) / 1000 / 1e3, negative)
+  FROM temp.summary
+ WHERE pairs > 0;
+SELECT rtrim(printf('%-12s %10d  %s', column2, coalesce(number, 0),
                     substr('##################################################', 1,
-                           (pairs * 50 + longest - 1) / longest)))
-  FROM (VALUES (0, 'negative'), (1, 'under 0.1 s'), (2, 'under 1 s'), (3, 'under 10 s'), (4, 'under 1 min'),
-               (5, 'under 10 min'), (6, 'under 1 h'), (7, '1 h and more'))
+                           (number * 50 + longest - 1) / longest)))
+  FROM (VALUES (0, 'negative'), (1, 'under 0.1 s'), (2, 'under 1 s'), (3, 'under 10 s'),
+               (4, 'under 1 min'), (5, 'under 10 min'), (6, 'under 1 h'), (7, '1 h and more'))
   LEFT JOIN (SELECT (us >= 0) + (us >= 1e5) + (us >= 1e6) + (us >= 1e7) + (us >= 6e7)
-                    + (us >= 6e8) + (us >= 36e8) AS range, count(*) AS pairs,
+                    + (us >= 6e8) + (us >= 36e8) AS range, count(*) AS number,
                     max(count(*)) OVER () AS longest
-               FROM temp.lag
-              GROUP BY 1) ON range = column1
- WHERE EXISTS (SELECT * FROM temp.lag)
+               FROM temp.lag WHERE NOT mixed GROUP BY 1) ON range = column1
+ WHERE (SELECT pairs FROM temp.summary) > 0
  ORDER BY column1;
 INSERT INTO temp.verdict
 SELECT 8, 'decision lag', 'INFO',
-       CASE count(*) WHEN 0 THEN 'no pair to measure'
-            ELSE printf('%d pairs, average %.3f s, %d negative', count(*),
-                        CAST(avg(us) AS INTEGER) / 1000 / 1e3, sum(us < 0)) END
-  FROM temp.lag;
+       printf('%d pairs, average %.3f s, %d negative', pairs, average, negative)
+  FROM temp.summary;
 SELECT * FROM temp.last_line;
 
--- == The end ======================================================================================
-
 COMMIT;
-SELECT char(10) || 'WARN: ' || group_concat(number || ' ' || name, ', ')
-  FROM (SELECT number, name FROM temp.verdict WHERE verdict = 'WARN' ORDER BY number)
- GROUP BY NULL;
 SELECT char(10) || CASE count(*) WHEN 0 THEN 'No check fails.'
                    ELSE 'FAIL: ' || group_concat(number || ' ' || name, ', ') END
   FROM (SELECT number, name FROM temp.verdict WHERE verdict = 'FAIL' ORDER BY number);
 -- An error raised on purpose makes the exit code 1.
-CREATE TABLE temp.gate (failed INTEGER
-                        CONSTRAINT "the line above names the checks that fail" CHECK (failed = 0));
+CREATE TABLE temp.gate (failed INTEGER CONSTRAINT
+    "the line above names the checks that fail" CHECK (failed = 0));
 INSERT INTO temp.gate SELECT count(*) FROM temp.verdict WHERE verdict = 'FAIL';
