@@ -723,7 +723,7 @@ class TerminalTest(StoreTest):
             err = self.tool("--dry-run", *option).err
             for shown, number, words, summed_up in (
                 (3, "1,030 rows", "not JSON", "not JSON"),
-                (3, "4 rows", "no usable", "no usable"),
+                (3, "4 rows", "no timestamp", "no timestamp"),
                 (3, "3 rows", "not a timestamp", "field"),
                 (1, "1 row", "BLOB", "not hold text"),
             ):
@@ -834,7 +834,7 @@ class LogFileTest(StoreTest):
             ({"source_event_ts": EVENT, **row(source_ts=5)}, f"INFO {back}"),
             ({"payload": '{"source_ts": 5'}, f"WARNING {both}JSON: E.*"),
             ({"created_at": "x", **row(source_ts=5, timestamp=DONE)}, f"WARNING {source} left.*"),
-            ({"source_event_ts": EVENT, **UNFILLABLE}, f"WARNING {processed} left.*usable.*"),
+            ({"source_event_ts": EVENT, **UNFILLABLE}, f"WARNING {processed} left.*no timestamp.*"),
             ({"supervisor_processed_at": b"x"}, f"WARNING {source} left NULL: .*BLOB.*"),
             ({"event_type": "SUPERVISOR_NO"}, f"WARNING {both}not today.*"),
             (row(source_ts="PST", timestamp=""), f'WARNING {source} .*"PST"; {processed} .*""'),
@@ -2903,7 +2903,7 @@ class DocumentsTest(StoreTest):
 
 # --- The runner -------------------------------------------------------------------------------
 
-PROCESSES = 5
+PROCESSES = 8
 
 
 def run_all() -> int:
