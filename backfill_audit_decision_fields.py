@@ -272,7 +272,7 @@ SWITCHES = {
     "--dry-run": "write nothing: report what a run would do, and show a row of each kind",
     "--verify": f"run the checks of {VERIFICATION} (goes only with --db-path and --busy-timeout)",
     "--json": "print the summary as one JSON object, and nothing else, on stdout",
-    "--quiet": "print only errors on stderr",
+    "--quiet": "no progress, warnings or notes on stderr, only errors",
 }
 UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 EXIT_DONE, EXIT_FAILED, EXIT_SIGNAL = 0, 1, 128  # plus the signal's number

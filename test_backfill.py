@@ -2880,7 +2880,7 @@ class DocumentsTest(StoreTest):
     @unittest.skipIf(shutil.which("sqlite3") is None, "there is no sqlite3 shell")
     def test_the_whole_store_is_restored_and_a_mistyped_name_does_no_harm(self) -> None:
         backup, before = self.back_up()
-        command = self.find(r"^    (test -s STORE.before .*?)$")
+        command = self.find(r"^    (B=STORE.before; test -s .*?)$")
         self.path.rename(self.folder / "real.db")
         (self.folder / "STORE").symlink_to("real.db")
         filled = self.columns(self.folder / "STORE")

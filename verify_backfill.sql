@@ -23,7 +23,7 @@ BEGIN;
 SELECT printf('store   %s
 time    %s UTC
 SQLite  %s
-rows    %,d in task_audits: about %d s, and several times that before a run%s',
+rows    %,d in task_audits: this takes about %d s, several times that before a run%s',
               file, datetime('now'), sqlite_version(), rows, rows / 40000 + 1,
               CASE journal_mode WHEN 'wal' THEN '' ELSE '
 Not in WAL mode: while this store is read, its writers wait. To spare them,
