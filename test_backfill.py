@@ -2912,7 +2912,7 @@ class DocumentsTest(StoreTest):
 
 # --- The runner -------------------------------------------------------------------------------
 
-PROCESSES = 8
+PROCESSES, PARTS = 5, 25
 
 
 def run_all() -> int:
@@ -2924,20 +2924,18 @@ def run_all() -> int:
         if isinstance(value, type) and issubclass(value, unittest.TestCase)
         for test in unittest.defaultTestLoader.getTestCaseNames(value)
     ]
-    with contextlib.ExitStack() as stack:
-        parts = []
-        for number in range(PROCESSES):
-            said = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, __file__, *names[number::PROCESSES]]
-            process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-            parts.append((process, said))
-        failed = tests = 0
-        for process, said in parts:
-            failed += process.wait() != 0
-            said.seek(0)
-            text = said.read()
-            print(text)
-            tests += int((re.findall(r"(?m)^Ran (\d+) tests?", text) or ["0"])[-1])
+
+    def run_part(number: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, __file__, *names[number::PARTS]]
+        return subprocess.run(
+            command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        parts = list(pool.map(run_part, range(PARTS)))
+    print("\n".join(part.stdout for part in parts if part.returncode))
+    tests = sum(int(re.findall(r"(?m)^Ran (\d+) tests?", part.stdout)[-1]) for part in parts)
+    failed = any(part.returncode for part in parts)
     print(f"{tests} tests in {time.monotonic() - begun:.1f} s: {'FAILED' if failed else 'OK'}")
     return 1 if failed else 0
 
