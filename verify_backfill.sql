@@ -199,7 +199,8 @@ moment AS (
      LIMIT -1)
 SELECT audit_id, target, rank, cause, typeof(value),
        CASE WHEN CAST(value AS TEXT) GLOB '*[^ -~]*' THEN '(not printable)'
-            ELSE printf('%.35s', coalesce(value, 'NULL')) END,
+            ELSE printf('%.35s', CASE typeof(value) WHEN 'real' THEN printf('%.6f', value)
+                                                    ELSE coalesce(value, 'NULL') END) END,
        CASE WHEN number IS NULL OR us BETWEEN 946684800000000 AND 4102444799999999 THEN us END,
        number IS NOT NULL OR zone <> ''
   FROM moment;
@@ -336,7 +337,7 @@ SELECT '
 
 event_type                                     rows     filled  with a NULL';
 CREATE TABLE temp.distribution AS
-SELECT substr(event_type, 1, 40) AS type, count(*) AS rows,
+SELECT CAST(substr(event_type, 1, 40) AS TEXT) AS type, count(*) AS rows,
        sum(source_event_ts IS NOT NULL AND supervisor_processed_at IS NOT NULL) AS filled
   FROM temp.event
  GROUP BY 1;
@@ -380,8 +381,7 @@ CREATE INDEX %s
 INSERT INTO temp.verdict
 SELECT 4, 'index use', verdict, detail
   FROM (SELECT * FROM temp.missing
-         UNION ALL
-        SELECT '', '', 'PASS', 'the indexes of v21 are there')
+         UNION ALL SELECT '', '', 'PASS', 'the indexes of v21 are there')
  LIMIT 1;
 SELECT * FROM temp.last_line;
 
@@ -442,12 +442,12 @@ SELECT * FROM temp.last_line;
 SELECT '
 8. Decision lag: from the event to the decision, in seconds
 
-pairs       average        p50        p95    maximum  negative';
+pairs          average            p50            p95        maximum negative';
 CREATE VIEW temp.summary AS
 SELECT count(*) AS pairs, CAST(avg(us) AS INTEGER) / 1000 / 1e3 AS average, sum(us < 0) AS negative
   FROM temp.lag WHERE NOT mixed;
 -- Whole milliseconds: SQLite's versions round the rest in different ways.
-SELECT printf('%-8d %10.3f %10.3f %10.3f %10.3f %9d
+SELECT printf('%-7d %14.3f %14.3f %14.3f %14.3f %8d
 ', pairs, average, (SELECT us FROM temp.lag WHERE place = (pairs * 50 + 99) / 100) / 1000 / 1e3,
               (SELECT us FROM temp.lag WHERE place = (pairs * 95 + 99) / 100) / 1000 / 1e3,
               (SELECT us FROM temp.lag WHERE place = pairs) / 1000 / 1e3, negative)
