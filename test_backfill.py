@@ -55,6 +55,7 @@ DONE = "2026-01-05T08:00:09.500000Z"
 SOUND = json.dumps({"source_event_ts": EVENT, "supervisor_processed_at": DONE})
 MALFORMED = "{'not': json}"
 JOURNAL_MODES = ("wal", "delete")
+TIMES = ("elapsed_seconds", "rows_per_second", "started_at")
 HEAVY = bool(os.environ.get("BACKFILL_HEAVY"))
 IS_ROOT = os.geteuid() == 0
 # A newer SQLite comes with a module of its own, which tells no extended codes and sets no limits.
@@ -92,7 +93,7 @@ def run(*arguments: object) -> Result:
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary without what differs between a run and its dry run."""
-    other = ("dry_run", "batches", "elapsed_seconds", "rows_per_second", "started_at")
+    other = ("dry_run", "batches", *TIMES)
     return {key: value for key, value in summary.items() if key not in other}
 
 
@@ -586,10 +587,10 @@ class FiguresTest(StoreTest):
             DELETE FROM task_audits WHERE audit_id IN (4, 199, 200);
             UPDATE task_audits SET event_type = 'TASK' WHERE audit_id = 150"""
         opened = "UPDATE task_audits SET source_event_ts = NULL WHERE audit_id < 3"
-        counts = r"(?s)\nSupervisor rows +201\n +already filled +2\n +to fill +"
+        counts = r"(?s)\nsupervisor_rows +201\nalready_filled +2\nto_fill +"
         for sql, words in (
-            (close, r"199\n +filled +193\n.* 1  .*\n +gone +5 .*193 of 199 .*5 .*other.* 99\.4 %"),
-            (opened, r"201\n +filled +200\n.* 1  .*\nCov.*200 of 201 [^,]*, 1 .* 99\.5 %"),
+            (close, r"199\nfilled +193\n.*_json +1\ngone +5\n.*193 of 199 .*5 .*other.* 99\.4 %"),
+            (opened, r"201\nfilled +200\n.*_json +1\ns.*200 of 201 [^,]*, 1 .* 99\.5 %"),
         ):
             for mode in JOURNAL_MODES:
                 self.fresh(*[FILLED] * 2, *[{}] * 198, {"payload": MALFORMED}, journal_mode=mode)
@@ -599,22 +600,23 @@ class FiguresTest(StoreTest):
     def test_the_report_shows_the_same_facts_and_leaves_out_what_is_zero(self) -> None:
         sample_store.make_store(self.path, rows=1000)
         report, summary = self.tool("--dry-run").out, self.fill("--dry-run")
-        names = ("supervisor_rows", "already_filled", "to_fill", "gone", "undone")
-        lines = [(name.replace("_", " "), summary[name]) for name in names]
-        lines += [("would be filled", summary["filled"]), ("not reached", 0)]
-        lines += [(f"left NULL, {key}", number) for key, number in summary["left_null"].items()]
-        for column, sources in summary["sources"].items():
-            lines += [*sources.items(), ("skipped fields", summary["unusable"][column])]
-        for label, number in lines:
-            with self.subTest(label):
-                line = rf"(?mi)^ *{label} +{number:,}\b"
-                (self.assertRegex if number else self.assertNotRegex)(report, line)
-        self.assertRegex(report, f"^Dry run of {re.escape(str(self.path))}: completed, nothing ")
-        before, after = (int(summary[f"coverage_{when}_pct"]) for when in ("before", "after"))
-        self.assertRegex(report, rf"{before}\.\d % before, {after}\.\d % after")
-        self.assertRegex(report, rf"(?m)^{summary['batches']} batches of up to 1,000 rows in ")
+        self.assertRegex(report, f"^Dry run .nothing was.* of {re.escape(str(self.path))}: compl")
 
-    def test_a_dry_run_shows_a_row_of_each_kind_but_ten_at_most(self) -> None:
+        def check(figures: Mapping[str, Any], indent: str) -> None:
+            for name, value in figures.items():
+                with self.subTest(name):
+                    if isinstance(value, dict):
+                        check(value, indent + "  ")
+                    elif name not in ("status", "db_path", "dry_run", *TIMES):
+                        line = rf"(?m)^{indent}{name} +{value:,}$" if value else rf"(?m)^ *{name} +"
+                        (self.assertRegex if value else self.assertNotRegex)(report, line)
+
+        for name in ("error", "version"):
+            del summary[name]
+        check(summary, "")
+        self.assertRegex(report, rf"(?m)^version +{backfill.__version__}$")
+
+    def test_a_dry_run_shows_a_row_of_each_kind(self) -> None:
         long = "SUPERVISOR" * 20
         self.fresh(
             {"audit_id": 7, **row(timestamp=DONE)},
@@ -626,23 +628,16 @@ class FiguresTest(StoreTest):
         )
         out = self.tool("--dry-run").out
         for lines in (
-            "1,000 rows like audit_id 11  SUPERVISOR_ALLOWED\n",
-            rf"6 rows like audit_id 7  SUPERVISOR_ALLOWED\n  created_at +{CREATED}\n"
-            rf"  source_event_ts +{CREATED}  from created_at\n  super\S+ +{DONE}  from timestamp\n",
-            rf"1 row like audit_id 8  {long[:190]}\w+\.\.\.\n  created_at +\\x1b\n"
-            r"  source_event_ts +NULL .*not JSON.*\n  supervisor_\S+ +NULL .*not JSON.*\n",
-            rf"1 row like audit_id 9  SUPERVISOR_\\x1b\[2J\n.*\n  source_event_ts +{EVENT} .*there"
-            rf".*\n  supervisor_processed_at +{DONE}  from supervisor_processed_at\n",
-            rf"1 row like audit_id 10  {long}\n(.*\n)+.*created_at.*(\n.*)?timestamp .*length 1",
+            "\n1,000 rows like audit_id 11, SUPERVISOR_ALLOWED\n",
+            rf"6 rows like audit_id 7, SUPERVISOR_ALLOWED\n  created_at {CREATED}\n"
+            rf"  source_event_ts {CREATED} from created_at\n  super\S+ {DONE} from timestamp\n",
+            rf"1 row like audit_id 8, {long[:190]}\w+\.\.\.\n  created_at \\x1b\n"
+            r"  source_event_ts left NULL\n  supervisor_\S+ left NULL\n  .*not JSON.*\n",
+            rf"1 row like audit_id 9, SUPERVISOR_\\x1b\[2J\n.*\n  source_event_ts {EVENT} .*there"
+            rf".*\n  supervisor_processed_at {DONE} from supervisor_processed_at\n",
+            rf"1 row like audit_id 10, {long}\n(.*\n)+.*created_at.*(\n.*)?timestamp .*length 1",
         ):
             self.assertRegex(out, f"\n{lines}")
-        names = [[*names, "none"] for names in backfill.FIELDS.values()]
-        rows = [row(**{a: EVENT, b: DONE}) for a, b in itertools.product(*names)]
-        for number, words in ((10, ""), (11, "1 more kind "), (20, "10 more kinds ")):
-            self.fresh(*rows[:number])
-            out = self.tool("--dry-run").out
-            self.assertEqual(out.count("\n1 row like audit_id"), 10)
-            self.assertRegex(out, words or r"(?s)\A(?!.*more kind)")
 
 
 class VerdictTest(ProcessTest):
@@ -668,8 +663,7 @@ class VerdictTest(ProcessTest):
                 self.assertRegex(verdict, "^" + ".*".join(words))
                 self.assertNotIn(verdict, plain.err)
                 nothing = words[0] == "nothing to do"
-                self.assertEqual("alues" in plain.out, not nothing)
-                self.assertEqual("rows/s" in plain.out, not nothing or odd in rows)
+                self.assertEqual("\nsources\n" in plain.out, not nothing)
                 self.fresh(*rows)
                 self.assertEqual(self.tool("--json", *options).err.splitlines()[-1], verdict)
                 self.fresh(*rows)
@@ -695,8 +689,8 @@ class VerdictTest(ProcessTest):
         delete = "DELETE FROM task_audits WHERE audit_id < 11"
         undo = "UPDATE task_audits SET source_event_ts = NULL WHERE audit_id = 11"
         for sql, lines in (
-            (undo, r" undone +1 .* 99\.9 % after.*\nfailed: .*1 row .*another process.*again"),
-            ("DROP TABLE task_audits", r" reached +100\n.* 90\.8 % after.*\nfailed: .* 990 .*stay"),
+            (undo, r"undone +1\n.*after_pct +99\.9.*\nfailed: .*1 row .*another process.*again"),
+            ("DROP TABLE task_audits", r"after_pct +90\.8.*\nfailed: .* 990 of 1,100 .*stay"),
         ):
             self.make([{}] * 1100)
             with self.subTest(sql), self.beside(sql, before=11), self.beside(delete):
@@ -790,17 +784,14 @@ class TerminalTest(StoreTest):
         for arguments, line in (
             (("Filling", "rows", 0, 9, 5.0), "[----------] Filling  0.0 %  0/9 rows"),
             (("Filling", "rows", 2500, 10000, 5.0),
-             "[##--------] Filling  25.0 %  2,500/10,000 rows  500 rows/s  0:15 left"),
+             "[##--------] Filling  25.0 %  2,500/10,000 rows  500 rows/s  0:00:15 left"),
             (("Backup", "pages", 9999, 10000, 2.0),
-             "[#########-] Backup  99.9 %  9,999/10,000 pages  5,000 pages/s  0:01 left"),
+             "[#########-] Backup  99.9 %  9,999/10,000 pages  5,000 pages/s  0:00:01 left"),
             (("Filling", "rows", 6, 6, 3.0), "[##########] Filling  100.0 %  6/6 rows  2 rows/s"),
             (("Filling", "rows", 6, 6, 0.0), "[##########] Filling  100.0 %  6/6 rows"),
             (("Counting", "rows", 3000, 0, 2.0), "Counting  3,000 rows  1,500 rows/s"),
         ):  # fmt: skip
             self.assertEqual(backfill.format_progress(*arguments), line)
-        durations = {0: "0:00", 0.2: "0:01", 59.5: "1:00", 3599: "59:59", 3600: "1:00:00",
-                     3723: "1:02:03", 360000: "100:00:00"}  # fmt: skip
-        self.assertEqual({n: backfill.format_duration(n) for n in durations}, durations)
         shares = {(0, 0): 100.0, (0, 3): 0.0, (2, 3): 66.6666, (10**7 - 1, 10**7): 99.9999}
         self.assertEqual({pair: backfill.percent(*pair) for pair in shares}, shares)
 
@@ -826,25 +817,25 @@ class LogFileTest(StoreTest):
 
     def test_a_row_has_one_line_if_there_is_something_to_say(self) -> None:
         source, processed = COLUMNS
-        back = f"{processed} from created_at"
-        both = f"{source} and {processed} left NULL: .*"
+        back = rf"{processed} {CREATED} from created_at"
+        left = f"WARNING {source} left NULL; {processed}"
         table: list[tuple[dict[str, object], str]] = [
             ({}, ""),
-            (row(), f"INFO {source} from created_at; {back}"),
-            (row(timestamp=DONE), f"INFO {source} from created_at"),
-            (row(source_ts=EVENT), f"INFO {back}"),
-            ({"source_event_ts": EVENT, **row(source_ts=5)}, f"INFO {back}"),
-            ({"payload": '{"source_ts": 5'}, f"WARNING {both}JSON: E.*"),
-            ({"created_at": "x", **row(source_ts=5, timestamp=DONE)}, f"WARNING {source} left.*"),
-            ({"source_event_ts": EVENT, **UNFILLABLE}, f"WARNING {processed} left.*no timestamp.*"),
-            ({"supervisor_processed_at": b"x"}, f"WARNING {source} left NULL: .*BLOB.*"),
-            ({"event_type": "SUPERVISOR_NO"}, f"WARNING {both}not today.*"),
+            (row(), f"INFO {source} {CREATED} from created_at; {back}"),
+            (row(timestamp=DONE), f"INFO {source} {CREATED} from cr.*; .* from timestamp"),
+            (row(source_ts=EVENT), f"INFO {source} {EVENT} from source_ts; {back}"),
+            ({"source_event_ts": EVENT, **row(source_ts=5)}, f"INFO .* .already.*; {back}"),
+            ({"payload": '{"source_ts": 5'}, f"{left} left.*; .*JSON: E.*"),
+            ({"created_at": "x", **row(source_ts=5, timestamp=DONE)}, f"{left} {DONE} .*; no t.*"),
+            ({"source_event_ts": EVENT, **UNFILLABLE}, f"WARNING .*{processed} left.*; no t.*"),
+            ({"supervisor_processed_at": b"x"}, f"{left} b'x' .already there.; .*BLOB.*"),
+            ({"event_type": "SUPERVISOR_NO"}, f"{left} left.*; .*not today.*"),
             (row(source_ts="PST", timestamp=""), f'WARNING {source} .*"PST"; {processed} .*""'),
             (row(source_event_ts=31337, source_ts=EVENT, timestamp=DONE),
-             f"WARNING {source} from source_ts.* source_event_ts .*number of length 5"),
-            (row(timestamp=[31337]), f"WARNING {source} from created_at; {back}.*array.* \\d"),
-            (row(processed_at={}, timestamp=5, source_ts=EVENT), "WARNING .* processed_at .*obj.*"),
-            (row(source_ts=True, timestamp=DONE), "WARNING .*boolean.*"),
+             f"WARNING {source} {EVENT} from source_ts.* source_event_ts .*int of length 5.*"),
+            (row(timestamp=[31337]), f"WARNING {source} {CREATED} from.*; {back}.*list.* \\d"),
+            (row(processed_at={}, timestamp=5, source_ts=EVENT), "WARNING .*processed_at .*dict.*"),
+            (row(source_ts=True, timestamp=DONE), "WARNING .*bool.*"),
             (row(timestamp="x" * 200, source_ts=EVENT), 'WARNING .* "x{200}"'),
             (row(timestamp="\x1b" * 201, source_ts=EVENT), r'WARNING .* "(\\x1b){190,200}\.\.\."'),
             (row(source_event_ts=EVENT, source_ts=5, timestamp=DONE, processed_at=None), ""),
@@ -873,7 +864,14 @@ class LogFileTest(StoreTest):
         one = [("INFO", "begin"), ("WARNING", "audit_id 2"), ("INFO", "end")]
         self.assertEqual(kinds, [*one, *one, one[0], one[2]])
         texts = [text for _level, text in self.record()]
-        for word in ("version.3", self.path, "dry.run", "size.9", "timeout.7", "pause.0.5"):
+        for word in (
+            "version.3",
+            self.path,
+            r"run\W+True",
+            r"size\W+9",
+            r"out\W+7",
+            r"pause\W+0.5",
+        ):
             self.assertRegex(texts[0], rf"{word}\b")
         self.assertIn(str(backup), texts[3])
         self.assertRegex(texts[2], "^end: dry run: 1 of 2 .*{")
@@ -1366,7 +1364,7 @@ class LockTest(UseTest):
                     self.assertEqual((result.summary["batches"], self.columns()), (0, [NULLS]))
                 self.assertEqual(result.code, code, result.err)
 
-    def test_a_lock_is_waited_for_which_is_shown_and_meanwhile_others_get_in(self) -> None:
+    def test_a_lock_is_waited_for_and_meanwhile_others_get_in(self) -> None:
         # In a process of its own: it would be refused after 5 seconds.
         look = f"import sqlite3; sqlite3.connect({str(self.path)!r}).execute('{READ[1]}')"
         for mode, statements in (("wal", WRITE), ("delete", WRITE), ("delete", READ)):
@@ -1381,11 +1379,9 @@ class LockTest(UseTest):
 
                 timer = threading.Timer(0.3, let_go)
                 timer.start()
-                with mock.patch.object(backfill, "PLAIN_SECONDS", 0):
-                    result = self.tool("--busy-timeout", 20)
+                result = self.tool("--busy-timeout", 20)
                 timer.join()
                 self.assertEqual((result.code, codes), (0, [0]), result.err)
-                self.assertRegex(result.err, "waiting .* 0:(1[0-9]|20) more")
                 self.assertEqual(self.columns(), [SURE])
 
     def test_a_batch_locks_readers_out_of_a_rollback_journal_only(self) -> None:
@@ -1408,12 +1404,15 @@ class LockTest(UseTest):
                 self.assertEqual(refused, [False] * 3 + [*expected, True])
 
     def test_a_batch_follows_from_how_long_the_last_one_held_the_lock(self) -> None:
-        for size, held, most, expected in (
-            (100, 0.0, 1000, 200), (100, 0.0999, 1000, 200), (100, 0.1, 1000, 100),
-            (100, 0.5, 1000, 100), (100, 0.51, 1000, 50), (7, 9.0, 1000, 3), (1, 9.0, 1000, 1),
-            (800, 0.0, 1000, 1000), (1, 0.0, 1, 1),
+        for most, grow_below, shrink_above, batches in (
+            (1000, 9, 9, 2), (120, 9, 9, 2), (50, 9, 9, 5), (1000, -1, 9, 3), (1000, -1, -1, 20),
         ):  # fmt: skip
-            self.assertEqual(backfill.next_size(size, held, most), expected, (size, held, most))
+            self.make([{}] * 210)
+            with (
+                mock.patch.object(backfill, "GROW_BELOW", grow_below),
+                mock.patch.object(backfill, "SHRINK_ABOVE", shrink_above),
+            ):
+                self.assertEqual(self.fill("--batch-size", most)["batches"], batches)
 
     def test_a_run_begins_with_a_hundred_rows_and_finds_its_size(self) -> None:
         for most, first in ((1000, 100), (30, 30)):
@@ -1428,15 +1427,27 @@ class LockTest(UseTest):
                 self.assertLessEqual(after, min(2 * before, most))
 
     def test_the_rest_leaves_others_their_share_of_the_time(self) -> None:
+        self.fresh({})
         for held, free, company, expected in (
             (0.0, 0.0, False, 0.0), (0.9, 0.0, False, 0.1), (0.9, 0.1, False, 0.0),
             (0.9, 0.04, False, 0.06), (0.4, 0.0, True, 1.6), (0.4, 0.6, True, 1.0),
             (0.4, 9.0, True, 0.0), (20.0, 0.0, True, 2.0), (90.0, 0.0, False, 2.0),
         ):  # fmt: skip
-            self.assertAlmostEqual(backfill.choose_rest(held, free, company=company), expected)
+            with (
+                mock.patch.object(backfill.Patience, "sleep") as sleep,
+                mock.patch.object(time, "monotonic", return_value=100.0),
+                contextlib.closing(self.connect()) as connection,
+            ):
+                store = backfill.Store(self.path, backfill.Patience(1, 7), read_only=False)
+                store.connection.close()
+                store.connection, store.held, store._released = connection, held, 100.0 - free
+                store._company_until = 100.0 + company
+                with store.transaction():
+                    pass
+                self.assertAlmostEqual(sleep.call_args[0][0], expected + 7 * (held > 0))
 
     def test_a_pause_comes_between_batches_and_on_top_of_the_rest_for_company(self) -> None:
-        for rows, pause, least, most in ((1, 9, 0, 8), (2, 0, 0.7, 8), (2, 0.5, 1.2, 8)):
+        for rows, pause, least, most in ((1, 9, 0, 8), (2, 0, 0.35, 8), (2, 0.5, 0.85, 8)):
             self.make([{}] * rows)
             # Read again under the lock, the first batch holds it for 0.1 s.
             with self.on("read_batch", lambda: time.sleep(0.1)):
@@ -1611,16 +1622,16 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)""
 
 class WorkTest(UseTest):
     def test_memory_does_not_grow_with_batch_size_times_payload_size(self) -> None:
-        payload = json.dumps({"timestamp": DONE, "filler": "策略" * 50_000}, ensure_ascii=False)
+        payload = json.dumps({"timestamp": DONE, "filler": "策略" * 20_000}, ensure_ascii=False)
         for mode in JOURNAL_MODES:
             needed = []
-            for size in (2, 10_000):
-                self.make([{"payload": payload}] * 60, journal_mode=mode)
+            for size in (50, 10_000):
+                self.make([{"payload": payload}] * 600, journal_mode=mode)
                 options = ("--batch-size", size, "--quiet")
                 result = self.finish(self.start(*options, program=("-c", MEASURE, SCRIPT)))
-                self.assertEqual(result.summary["filled"], 60)
+                self.assertEqual(result.summary["filled"], 600)
                 needed.append(int(result.err))
-            self.assertLess(needed[1], 1.4 * needed[0], mode)
+            self.assertLess(needed[1], 1.2 * needed[0], mode)
 
     @contextlib.contextmanager
     def reads(self, seconds: float = 0, *, fail: bool = False) -> Iterator[list[bool]]:
@@ -1628,7 +1639,7 @@ class WorkTest(UseTest):
         ahead: list[bool] = []
         read_batch = backfill.read_batch
 
-        def watch(store: sqlite3.Connection, *arguments: Any) -> Any:
+        def watch(store: backfill.Store, *arguments: Any) -> Any:
             ahead.append(threading.current_thread() is not threading.main_thread())
             if not ahead[-1]:
                 return read_batch(store, *arguments)
@@ -1676,7 +1687,7 @@ class WorkTest(UseTest):
                 result = self.tool("--batch-size", 20)
             self.assertIn(True, ahead)
             self.assertEqual(Path(f"{self.path}-wal").stat().st_size > 7_000_000, held)
-            self.assertEqual(len(re.findall("(?m)^note: .*-wal", result.err)), held, result.err)
+            self.assertEqual(len(re.findall("(?m)^warning: .*-wal", result.err)), held, result.err)
 
     @OWN_MODULE
     def test_work_is_linear_and_within_sqlites_limits_whatever_the_statistics(self) -> None:
@@ -1836,7 +1847,7 @@ BAD_STORES: list[tuple[str, str | Callable[[Path], object], str]] = [
     ("a directory", Path.mkdir, "directory"),
     ("a pipe", os.mkfifo, "regular file"),
     ("an empty file", Path.touch, "empty"),
-    ("no database", lambda path: path.write_text("rubbish" * 100), "not a SQLite database"),
+    ("no database", lambda path: path.write_text("rubbish" * 100), "no SQLite database"),
     ("no table", "CREATE TABLE other (a)", "no table task_audits"),
     ("a view", "CREATE VIEW task_audits AS SELECT 1", "no table task_audits"),
     *((f"no {c}", table(*(n for n in NEEDED if n != c)), "has no column") for c in NEEDED),
@@ -1913,7 +1924,11 @@ class WhichStoreTest(MachineTest):
                 self.assertEqual(run("--db-path", name).code, 0)
                 self.assertEqual(self.columns(self.folder / name), [(EVENT, DONE)])
         for drive, made in ((r"C:\a b.db", "/C:/a b.db"), (r"\\pc\s\a.db", "//pc/s/a.db")):
-            uri = backfill.store_uri(PureWindowsPath(drive), "ro")
+            path: Any = PureWindowsPath(drive)
+            with mock.patch.object(sqlite3, "connect", side_effect=OSError) as connect:
+                with self.assertRaises(OSError):
+                    backfill.Store(path, backfill.Patience(0, 0), read_only=True)
+            uri = connect.call_args[0][0]
             self.assertEqual((unquote(uri), " " in uri), (f"file://{made}?mode=ro", False))
 
     def test_without_a_path_the_stores_of_every_release_are_named_and_none_is_picked(self) -> None:
@@ -1936,10 +1951,10 @@ class WhichStoreTest(MachineTest):
 class PlaceAndCauseTest(MachineTest):
     def mounts(self, *mounts: tuple[str, str]) -> Any:
         """Let the tool see these mounts: what follows the folder's path, and the type."""
-        real, lines = os.path.realpath(self.folder), ["29 1 0:29 / / rw - nfs4 source rw\n"]
+        real, lines = os.path.realpath(self.folder), ["source / nfs4 rw 0 0\n"]
         for place, kind in mounts:
             point = re.sub(r"[ \t\n\\]", lambda c: f"\\{ord(c[0]):03o}", f"{real}{place}")
-            lines.append(f"30 1 0:30 / {point} rw shared:1 - {kind} source rw\n")
+            lines.append(f"source {point} {kind} rw 0 0\n")
         (self.folder / "mounts").write_text("".join(lines))
         return mock.patch.object(backfill, "MOUNTS", self.folder / "mounts")
 
@@ -2075,12 +2090,12 @@ class PlaceAndCauseTest(MachineTest):
             self.assert_cause(result, "SQLITE_IOERR_WRITE", "File too large")
             self.assertEqual(list(self.files()), ["store.db"])
         few = limit(resource.RLIMIT_NOFILE, len([*Path("/dev/fd").iterdir()]))
-        self.assert_cause(in_child(few, "--db-path", self.path), "SQLITE_CANTOPEN", "open files")
+        self.assert_failed(in_child(few, "--db-path", self.path), "open files")
 
     def test_a_file_or_folder_that_this_user_may_not_use(self) -> None:
         for mode, folder, option, words in (
-            (0o444, 0o777, "--json", "SQLITE_READONLY.*open it"),
-            (0o666, 0o555, "--json", "SQLITE_(READONLY|CANTOPEN).*beside it"),
+            (0o444, 0o777, "--json", "SQLITE_READONLY.*system"),
+            (0o666, 0o555, "--json", "SQLITE_(READONLY|CANTOPEN).*system"),
             (0o000, 0o777, "--json", "system"),
             (0o000, 0o777, "--dry-run", "system"),
             (0o666, 0o000, "--json", "system"),
@@ -2098,7 +2113,7 @@ class PlaceAndCauseTest(MachineTest):
     def test_damaged_pages_and_what_only_a_newer_sqlite_reads(self) -> None:
         for offset, content, name, word in (
             (4096 * 3, b"\xff" * 4096 * 20, "SQLITE_CORRUPT", "integrity_check"),
-            (44, b"\0\0\0\x05", "SQLITE_ERROR", "newer SQLite"),
+            (44, b"\0\0\0\x05", "SQLITE_ERROR", "newer Python"),
         ):
             self.fresh(*[{}] * 300)
             with self.path.open("r+b") as file:
@@ -2107,7 +2122,7 @@ class PlaceAndCauseTest(MachineTest):
             self.assert_cause(self.tool(), name, word)
         later = "CREATE TABLE later (a); PRAGMA writable_schema = ON; UPDATE sqlite_master"
         self.fresh({}, extra=f"{later} SET sql = sql || ' FUTURE' WHERE name = 'later'")
-        self.assertNotIn("damaged", self.assert_failed(self.tool(), "newer SQLite", "later"))
+        self.assertNotIn("damaged", self.assert_failed(self.tool(), "newer Python", "later"))
 
     @OWN_MODULE
     def test_a_search_index_out_of_step(self) -> None:
@@ -2186,7 +2201,7 @@ class BackupTest(MachineTest):
         self.path.chmod(0o640)
         with contextlib.chdir(self.folder):
             self.assertIsNone(self.fill("--dry-run", "--backup", copy.name)["backup"])
-            self.assertIn("Backup file:x", self.tool("--backup", copy.name).out)
+            self.assertRegex(self.tool("--backup", copy.name).out, "\nbackup +file:x\n")
         self.assertEqual(copy.stat().st_mode & 0o777, 0o640)
         self.assertEqual(self.columns(copy), [(None, None)])
 
@@ -2195,14 +2210,14 @@ class BackupTest(MachineTest):
         (self.folder / "here").symlink_to(self.folder)
         for beside, option, target, word in (
             ("copy.db", "--backup", "copy.db", "exists"),
-            ("copy.db.partial", "--backup", "copy.db", "remove it"),
+            ("copy.db.partial", "--backup", "copy.db", "partial exists: .*remove"),
             ("copy.db-journal", "--backup", "copy.db", "-journal exists"),
             ("other", "--backup", "dangling.db", "exists"),
             ("other", "--backup", "nowhere/copy.db", "No such file"),
             ("other", "--backup", "here/store.db-shm", "--backup names"),
             ("other", "--log-file", "here/store.db", "--log-file names"),
             ("other", "--log-file", "here/store.db-wal", "--log-file names"),
-            ("other", "--log-file", "here", "log.file"),
+            ("other", "--log-file", "here", "Is a directory"),
             ("other", "--log-file", "/dev/full", "log.file.*No space left"),
         ):
             with self.subTest(beside, target=target):
@@ -2258,7 +2273,7 @@ class OutputTest(MachineTest):
             line += "sys.path[0] = sys.argv[1]; import backfill_audit_decision_fields"
             result = self.shell(f'"$1" -c "{line}" "${{2%/*}}"')
             self.assertEqual(result.code, code, result.err)
-            self.assertEqual(result.err.count("needs SQLite 3.34"), code)
+            self.assertEqual(result.err.count("with SQLite 3.34"), code)
 
     @OWN_MODULE
     def test_verify_prints_what_the_shell_prints_and_changes_nothing(self) -> None:
@@ -2754,10 +2769,10 @@ class DocumentsTest(StoreTest):
 
     @staticmethod
     def without_times(text: str) -> str:
-        return re.sub(r"\d+ batches (.*) in [\d.]+ s, [\d,]+ rows/s", r"… batches \1", text)
+        return re.sub(rf"(?m)^(batches|{'|'.join(TIMES)}) .*\n", "", text)
 
     def test_samples_are_what_the_program_prints(self) -> None:
-        dry_run = self.sample("QUICKSTART.md", "the dry run of demo.db")
+        dry_run = self.without_times(self.sample("QUICKSTART.md", "the dry run of demo.db"))
         self.assertEqual(self.demo("--dry-run")[: len(dry_run)], dry_run)
         report = self.sample("README.md", "the tool on demo.db")
         self.assertEqual(self.demo(), self.without_times(report))

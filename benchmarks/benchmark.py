@@ -193,10 +193,11 @@ def whole_runs(bench: Bench, *, full: bool) -> list[dict[str, Any]]:
 
 def side_by_side(bench: Bench, rows: int, rounds: int, other: Path | None) -> list[dict[str, Any]]:
     """2. The tool beside what else fills the columns, alternating."""
-    with contextlib.closing(sqlite3.connect(bench.store(rows))) as store:
+    store = backfill.Store(bench.store(rows), backfill.Patience(5, 0), read_only=True)
+    with contextlib.closing(store.connection):
         ready = [
-            (*plan.values, plan.row.audit_id)
-            for plan in backfill.read_batch(store, 1, rows, rows, 0).plans
+            (*plan.values, plan.audit_id)
+            for plan in backfill.read_rows(store, 1, rows)
             if plan.values != backfill.NOTHING
         ]
 
@@ -323,10 +324,10 @@ def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
         bench.say(f"write lock: {mode}, batches of {batch_size:,}")
         path = bench.store(rows, mode)
         held: list[float] = []
-        transaction = backfill.WriteLock.transaction
+        transaction = backfill.Store.transaction
 
         @contextlib.contextmanager
-        def timing(self: backfill.WriteLock) -> Iterator[None]:
+        def timing(self: backfill.Store) -> Iterator[None]:
             with transaction(self):  # noqa: B023 - used up before the next round of the loop
                 begun = time.perf_counter()
                 yield
@@ -334,7 +335,7 @@ def lock_times(bench: Bench, rows: int) -> list[dict[str, Any]]:
 
         out = io.StringIO()
         with (
-            mock.patch.object(backfill.WriteLock, "transaction", timing),
+            mock.patch.object(backfill.Store, "transaction", timing),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(io.StringIO()),
         ):
