@@ -40,7 +40,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -55,8 +55,8 @@ __version__ = "3.0.0"
 
 log = logging.getLogger("backfill_audit_decision_fields")
 
-# It rests on one idea: what is written follows from rows that nobody has changed since they were
-# read. If somebody has, the batch is read again under the write lock.
+# The tool rests on one idea: what is written follows from rows that nobody has changed since they
+# were read. If somebody has, the batch is read again under the write lock.
 
 # --- The rules as data (numbered as in README_BACKFILL.md), with the SQL ------------------------
 
@@ -70,7 +70,7 @@ FALLBACK = "created_at"
 
 # Rule 3: the spellings of a timestamp. Python's fromisoformat() takes others in each version.
 WHITE_SPACE = " \t\r\n\v\f"
-USUAL_FORM = re.compile(  # AgentOS's, on a day that every month has; it makes it fast
+USUAL_FORM = re.compile(  # AgentOS's, on a day that every month has: most values, so it saves time
     r"20\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])[T ](?:[01]\d|2[0-3]):[0-5]\d"
     r"(?::[0-5]\d(?:\.\d{6}Z|(?:\.\d{1,9})?(?:Z|[+-](?:0\d|1[0-4]):[0-5]\d)?))",
     re.ASCII,
@@ -136,7 +136,7 @@ UPDATE_ROWS = f"""
       FROM (VALUES {", ".join(["(?, ?, ?)"] * ROWS_PER_STATEMENT)}) AS found
      WHERE audit_id = found.column3
 """
-# What runs for each batch: each must find its rows by audit_id.
+# What runs for each batch: none may walk the whole table.
 STATEMENTS = (COUNT_RANGE, SELECT_LAST_OF_BATCH, READ_ROWS, UPDATE_ROW, UPDATE_ROWS)
 
 SELECT_TABLE = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
@@ -173,7 +173,6 @@ LOCAL_FILE_SYSTEMS = (
 )
 PROJECT, VERIFICATION = "backfill-audit-decision-fields", "verify_backfill.sql"
 VERDICT_CONSTRAINT = "the line above names the checks that fail"  # its last, broken on purpose
-NEXT_STEP = "check it with --verify"
 
 # What an error of SQLite's means and what to do, by its extended code or else its primary one.
 # A sentence claims no more than the code says.
@@ -207,7 +206,7 @@ ROWS_AT_ONCE = 50  # payloads in memory
 FIRST_BATCH = 100  # rows: on a slow disk a larger one would hold the lock for seconds
 LEAST_RANGE = 1000  # rows that are counted at once, at least
 GROW_BELOW, SHRINK_ABOVE = 0.1, 0.5  # seconds that a batch holds the lock
-LONG_WAL = 16_000_000  # bytes: from here on nothing is read ahead, so that it can shrink
+LONG_WAL = 16_000_000  # bytes: from here on half of the batches are not read ahead
 HUGE_WAL = 100_000_000  # bytes: worth a note
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 INTERRUPT_STEPS = 100_000  # of SQLite's machine between two looks at a signal, in --verify
@@ -220,7 +219,7 @@ COMPANY_SECONDS = 2.0  # how long another writer counts as present
 # How long to rest between two batches, in times that the last one held the lock. Waiters poll,
 # with growing sleeps: whether they get in depends on the share of the time that it is free.
 REST_ALONE, REST_IN_COMPANY = 1 / 9, 4.0
-LONGEST_REST = 2.0  # seconds, beside --pause
+LONGEST_REST = 2.0  # seconds, beside --pause: what a batch of SHRINK_ABOVE asks for in company
 
 EXAMPLES = 3  # rows shown on the terminal for each reason
 REDRAW_SECONDS, PLAIN_SECONDS = 0.1, 5.0  # between progress lines on a terminal, and elsewhere
@@ -228,7 +227,7 @@ LABEL_WIDTH, FIGURE_WIDTH, BAR_WIDTH = 29, 12, 10  # characters
 CUT = 200  # characters of a stranger's text that are shown
 UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
-# Those of these that the system has: Windows lacks some.
+# Signals that are not obeyed at once; Windows lacks some of them.
 HEARD = [item for item in signal.Signals if item.name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP")]
 EXIT_DONE, EXIT_FAILED, EXIT_SIGNAL = 0, 1, 128  # plus the signal's number
 
@@ -248,7 +247,7 @@ NOT_FOUND = Found(None, None, None)
 
 
 def extract_timestamps(payload: object, created_at: object) -> dict[str, str | None]:
-    """Return both timestamps of a row, by column: rules 2 to 4.
+    """Return both timestamps of a row, by column: rules 2 to 4 (rule 5 needs the whole row).
 
     `payload` is the column as SQLite gives it: str, bytes or None. Its fields come first, in
     the order of FIELDS, then `created_at`. A payload without fields (NULL, blank, JSON but not
@@ -354,7 +353,7 @@ kind_of = cache(Kind)  # there are few kinds, and many rows of each
 
 
 class Plan(NamedTuple):
-    """An open row without its payload, and what is to be written to it, later what was."""
+    """An open row without its payload, and what is to be written to it; after that, what was."""
 
     audit_id: int
     event_type: object
@@ -395,7 +394,7 @@ def plan_row(
         values = match_offset(first, kept, is_kept=True), match_offset(second, kept, is_kept=True)
     elif not (first and second and first[-1] == second[-1] == "Z"):
         values = match_offset(first, second), match_offset(second, first)
-    missing = (first is kept_source is None) or (second is kept_processed is None)
+    missing = (kept_source is None and first is None) or (kept_processed is None and second is None)
     kind = kind_of((source.field, processed.field), "no_timestamp" if missing else None)
     return Plan(*row, values, kind, (source.skipped, processed.skipped), None)
 
@@ -407,13 +406,11 @@ def match_offset(value: str | None, other: object, *, is_kept: bool = False) -> 
     has none, ours is read as UTC and gets a `Z`. If a value that is there (`is_kept`) has none,
     ours is written in UTC without. A pair that they skip stays as extracted.
     """
-    if value is None:
-        return None
     try:  # the way they read it
         other_offset = datetime.fromisoformat(str(other).replace("Z", "+00:00")).tzinfo
-    except ValueError:
+        ours = datetime.fromisoformat(str(value))
+    except ValueError:  # one of them is none
         return value
-    ours = datetime.fromisoformat(value)
     if ours.tzinfo is None and other_offset is not None:
         return ours.isoformat() + "Z"
     if is_kept and ours.tzinfo is not None and other_offset is None:
@@ -503,7 +500,7 @@ def find_store(path: Path) -> Path:
             places = dict.fromkeys(map(_path, (*named, *STORE_PLACES)))
             found = [shlex.quote(str(place)) for place in places if place.is_file()]
             name_it += f" (found here: {', '.join(found) or 'none'})"
-        raise StoreError(f"there is no file {path}: {name_it}") from None
+        raise StoreError(f"there is no file: {name_it}") from None
     if not path.is_file():
         raise StoreError(
             f"it is {'a directory' if path.is_dir() else 'no regular file'}: {name_it}"
@@ -566,11 +563,12 @@ class Store:
         self.schema_version = 0  # moves with every change of the schema
         self.triggers: list[str] = []  # on the table: a write to a row may change others
         self.held = 0.0  # seconds from BEGIN to the end of COMMIT, last time
-        self._released = self._company_until = -math.inf
+        self.released = self._locked = self._company_until = -math.inf
+        timeout = min(LOCK_SLICE, patience.busy_timeout)
         uri = f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}"
         uri = re.sub("^file://(?!/)", "file:////", uri)  # a Windows share takes four slashes
         self.connection = sqlite3.connect(
-            uri, uri=True, timeout=LOCK_SLICE, isolation_level=None, check_same_thread=False
+            uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
         )
         self.connection.text_factory = decode_text
         try:
@@ -616,12 +614,11 @@ class Store:
         With a rollback journal a COMMIT waits for readers while it keeps new ones out.
         EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
         """
-        now = time.monotonic()
-        rest = self.held * (REST_IN_COMPANY if now < self._company_until else REST_ALONE)
-        rest = max(0.0, min(rest, LONGEST_REST) - (now - self._released))
+        rest = self.held * (REST_IN_COMPANY if self._locked < self._company_until else REST_ALONE)
+        rest = max(0.0, min(rest, LONGEST_REST) - (time.monotonic() - self.released))
         self.patience.sleep(rest + (self.patience.pause if self.held else 0))
         self.execute("BEGIN EXCLUSIVE")
-        locked_at = time.monotonic()
+        self._locked = time.monotonic()
         try:
             yield
             if self.connection.in_transaction:
@@ -629,8 +626,8 @@ class Store:
         finally:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            self._released = time.monotonic()
-            self.held = self._released - locked_at
+            self.released = time.monotonic()
+            self.held = self.released - self._locked
 
     def changed_since(self, version: int) -> bool:
         """Under the lock: whether another connection committed since the data_version was this.
@@ -684,8 +681,8 @@ def check_schema(store: Store) -> None:
     if unique and re.search(r"\bREPLACE\b", str(table), re.IGNORECASE):
         words = f"{' and '.join(unique)} of task_audits is UNIQUE with ON CONFLICT REPLACE"
         raise StoreError(f"{words}, so that a write could delete another row: rebuild it without")
-    explain = (f"EXPLAIN QUERY PLAN {sql}" for sql in STATEMENTS)
-    plans = [plan for sql in explain for plan in store.fetch_all(sql, *[None] * sql.count("?"))]
+    asked = (f"EXPLAIN QUERY PLAN {sql}" for sql in STATEMENTS)
+    plans = [plan for sql in asked for plan in store.fetch_all(sql, *[None] * sql.count("?"))]
     if not any(plan.endswith(BY_ROWID) for plan in plans):
         words = "audit_id is no longer the INTEGER PRIMARY KEY of an ordinary table"
         raise StoreError(f"{words}: rebuild task_audits as AgentOS makes it")
@@ -789,8 +786,9 @@ class ReadAhead:
     """
 
     def __init__(self, path: Path, *, wanted: bool) -> None:
-        # It waits for nobody: an error of a read is met again where it can be waited for or told.
-        self._store = Store(path, Patience(0, 0), read_only=True) if wanted else None
+        self._store: Store | None = None
+        with suppress(sqlite3.Error):  # without it we read inline, and meet the error again
+            self._store = Store(path, Patience(0, 0), read_only=True) if wanted else None
         self._worker = ThreadPoolExecutor(1)
         self._begun: Future[Batch] | None = None
 
@@ -840,8 +838,9 @@ def backfill_batch(store: Store, batch: Batch) -> tuple[Batch, list[Plan]] | Non
         for plan in batch.plans:
             if store.connection.in_transaction:
                 outcome = write_row(store, plan.audit_id)
-                # What write_rows() wrote before it came to a refused row is no longer open.
-                outcomes.append(outcome if by_row else outcome or plan)
+                refused = outcome is not None and outcome.kind.left_null == "refused"
+                # Without triggers, a row is as planned: perhaps write_rows() has written it.
+                outcomes.append(outcome if by_row or refused else plan)
         if not store.connection.in_transaction and batch.size > 1:
             return None
     return batch, [outcome for outcome in outcomes if outcome is not None]
@@ -925,7 +924,7 @@ class Figures:
     backup: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {figure.name: getattr(self, figure.name) for figure in fields(Figures)}
+        return {name: getattr(self, name) for name in Figures.__dataclass_fields__}
 
 
 @dataclass
@@ -1058,11 +1057,12 @@ def fill_rows(
             batch = ahead.take(part) or read_batch(store, part, rows, version)
             rest = part._replace(first=batch.last + 1)
             upcoming = rest if rest.first <= rest.last else following
-            # An open read keeps a checkpoint from finishing: with a long -wal none is begun. The
-            # COMMIT after that ends a checkpoint, and the next one begins the -wal anew.
+            # An open read keeps a checkpoint from finishing. With a long -wal, every second batch
+            # is written without one: that ends a checkpoint, and the next begins the -wal anew.
             long_for = long_for + 1 if wal_size > LONG_WAL else 0
             if upcoming is not None and long_for % 2 == 0:
                 ahead.begin(upcoming, rows, version)
+            released = store.released
             done = (batch, batch.plans) if summary.dry_run else backfill_batch(store, batch)
             if done is None:
                 undone_to = batch.last
@@ -1075,15 +1075,16 @@ def fill_rows(
                 now = file.stat() if file.exists() else None
                 if now is None or not os.path.samestat(now, was):
                     raise StoreError(f"{file} was {MOVED}")
-                wal_size = now.st_size if store.in_wal else 0  # the last one's, the -wal's
+                wal_size = now.st_size if file != path else 0
             if long_for > 2 and wal_size > huge:
                 huge = sys.maxsize  # once
                 words = "the -wal has %.0f MB, and grows: an open read of somebody's keeps it"
                 log.warning(words, wal_size / 1e6)
             part = part._replace(first=batch.last + 1)
-            if store.held > SHRINK_ABOVE:
+            wrote = store.released != released
+            if wrote and store.held > SHRINK_ABOVE:
                 size = max(1, size // 2)
-            elif store.held < GROW_BELOW:
+            elif (wrote and store.held < GROW_BELOW) or summary.dry_run:
                 size = min(2 * size, summary.batch_size)
 
 
@@ -1116,8 +1117,6 @@ def printable(value: object, limit: int = sys.maxsize) -> str:
     """Escape and cut a stranger's text, so that it does a terminal or a log no harm: rule 7."""
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
-    if text.isprintable():
-        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
@@ -1151,7 +1150,7 @@ class Screen(logging.Handler):
         self.counts: Counter[Any] = Counter()  # warnings, by reason
         self._stream, self._quiet = stream, quiet
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._label, self._began, self._next = "", 0.0, 0.0  # the phase; when to draw
+        self._label, self._shown, self._began, self._next = "", -1, 0.0, 0.0  # of the phase
         self._drawn = False  # whether there is a line to clear
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -1160,7 +1159,7 @@ class Screen(logging.Handler):
         if reason is not None:
             self.counts[reason] += 1
         if self.counts[reason] <= EXAMPLES:
-            self.say(f"{record.levelname.lower()}: {record.getMessage()}", even_if_quiet=True)
+            self.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
     def say(self, text: str, *, even_if_quiet: bool = False) -> None:
         """Print a line of its own."""
@@ -1172,15 +1171,16 @@ class Screen(logging.Handler):
         """Show how far a phase of the run is, if it is time; a total of 0 is unknown."""
         now, pace = time.monotonic(), REDRAW_SECONDS if self._live else PLAIN_SECONDS
         if label != self._label:
-            self._label, self._began, self._next = label, now, now + pace
-        if self._quiet or (now < self._next and done != total):
+            self._label, self._shown, self._began, self._next = label, -1, now, now + pace
+        finished = done == total > 0
+        if self._quiet or done == self._shown or (now < self._next and not finished):
             return
-        self._next = now + pace
+        self._shown, self._next = done, now + pace
         line = format_progress(label, unit, done, total, now - self._began)
         columns = 80
         with suppress(OSError):
             columns = os.get_terminal_size(self._stream.fileno()).columns or columns
-        self._drawn = self._live and done != total
+        self._drawn = self._live and not finished
         line = f"\r\x1b[K{line[: columns - 1]}" if self._live else line
         self._write(line if self._drawn else f"{line}\n")
 
@@ -1319,9 +1319,9 @@ def format_verdict(summary: Summary) -> str:
         return f"interrupted by {summary.interrupted_by}: {stays}; {command}"
     if not summary.supervisor_rows:
         return "nothing to do: the store has no rows of the Supervisor: is it the right one?"
+    begin, next_step = f"completed: {filled} filled, ", "check it with --verify"
     if not summary.to_fill:
-        return f"nothing to do: all {summary.supervisor_rows:,} rows are filled; {NEXT_STEP}"
-    begin, next_step = f"completed: {filled} filled, ", NEXT_STEP
+        return f"nothing to do: all {summary.supervisor_rows:,} rows are filled; {next_step}"
     if not wrote:
         begin = "nothing to do: "
     elif summary.dry_run:
@@ -1368,7 +1368,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(option, action="store_true", help=meaning)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
-    if options.batch_size < 1:
+    if not 0 < options.batch_size < 2**63:
         parser.error("--batch-size takes a whole number from 1 up")
     if not all(0 <= number < math.inf for number in (options.busy_timeout, options.pause)):
         parser.error("--busy-timeout and --pause take a number of seconds from 0 up")
@@ -1404,7 +1404,7 @@ def show_end(options: argparse.Namespace, summary: Summary, screen: Screen) -> i
     code, verdict = EXIT_DONE, format_verdict(summary)
     try:
         log.info("end: %s %s", verdict, json.dumps(summary.as_dict()))
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         summary.status, summary.error, code = "failed", explain(error, options), EXIT_FAILED
         verdict = format_verdict(summary)
     for line in format_counts(screen, summary, options.log_file):
@@ -1450,7 +1450,7 @@ def explain(error: BaseException, options: argparse.Namespace) -> str:
         text = CAUSES[sqlite3.SQLITE_NOMEM]
     elif isinstance(error, OSError):
         text = f"the system refused {error.filename or 'it'}: {error.strerror}: mend that first"
-    return text if path in text else f"{path}: {text}"
+    return f"{path}: {text}"
 
 
 def ask_system(options: argparse.Namespace) -> str:

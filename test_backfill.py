@@ -1440,8 +1440,8 @@ class LockTest(UseTest):
             ):
                 store = backfill.Store(self.path, backfill.Patience(1, 7), read_only=False)
                 store.connection.close()
-                store.connection, store.held, store._released = connection, held, 100.0 - free
-                store._company_until = 100.0 + company
+                store.connection, store.held, store.released = connection, held, 100.0 - free
+                store._locked, store._company_until = 90.0, 90.0 + company
                 with store.transaction():
                     pass
                 self.assertAlmostEqual(sleep.call_args[0][0], expected + 7 * (held > 0))
