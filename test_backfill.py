@@ -731,6 +731,11 @@ class TerminalTest(StoreTest):
         self.fresh(row(source_ts=EVENT))
         self.assertEqual(self.tool().err.count("note: "), 1)
 
+    def test_the_end_of_progress_is_shown_once(self) -> None:
+        other = [{"event_type": "TASK"}] * 3000
+        self.make([*other, {}, *other])
+        self.assertRegex(self.tool().err, r"\A.#+. Filling  100\.0 %  1/1 rows.*\n\Z")
+
     def test_progress_elsewhere_is_plain_lines_that_end_at_100_percent(self) -> None:
         for pace, expected in ((0.0, "20.0 40.0 60.0 80.0 100.0"), (3600.0, "100.0")):
             self.make([{}] * 50)
@@ -852,6 +857,18 @@ class LogFileTest(StoreTest):
                 self.assertRegex(text, f"^audit_id {audit_id}: {words}$")
         self.assertEqual(result.summary["unusable"], {source: 3, processed: 5})
         self.assertNotIn("31337", self.log[1].read_text() + result.err)
+
+    def test_a_log_that_is_lost_ends_the_run_with_a_sentence(self) -> None:
+        self.fresh({})
+        lost = PermissionError(13, "Permission denied")
+        with (
+            Path("/dev/full").open("a") as full,
+            mock.patch.object(backfill.LogFile, "_open", side_effect=[full, lost]),
+        ):
+            result = self.tool(*self.log)
+        self.assertEqual((result.code, result.err.count("\n")), (1, 1), result.err)
+        self.assertIn("Permission denied", result.err)
+        self.assertEqual(self.columns(), [(None, None)])
 
     def test_its_first_and_last_line_tell_what_was_asked_and_what_came_of_it(self) -> None:
         self.fresh({}, {"payload": MALFORMED})
@@ -1250,6 +1267,21 @@ REPLACES = (  # a column, a constraint, and whether to fill a row could replace 
 
 
 class RefusalTest(UseTest):
+    def test_a_row_that_stays_half_null_is_counted_beside_a_refused_one(self) -> None:
+        no = {"event_type": "SUPERVISOR_NO"}
+        self.fresh(
+            {"created_at": "yesterday", **row(timestamp=DONE)}, *[{}] * 1100, no, no,
+            extra="CREATE UNIQUE INDEX one ON task_audits (event_type) WHERE event_type ="
+            " 'SUPERVISOR_NO' AND source_event_ts IS NOT NULL",
+        )  # fmt: skip
+        with mock.patch.object(backfill, "FIRST_BATCH", 2000):
+            found = self.fill("--batch-size", 2000)
+        self.assertEqual((found["batches"], found["filled"], found["gone"]), (1, 1101, 0))
+        self.assertEqual(
+            (found["left_null"]["no_timestamp"], found["left_null"]["refused"]), (1, 1)
+        )
+        self.assertEqual(found["sources"][COLUMNS[1]]["timestamp"], 1)
+
     def test_a_refused_row_is_left_and_counted_and_all_others_are_filled(self) -> None:
         for (name, extra, refused, words), size in itertools.product(REFUSALS, (4, 1000)):
             with self.subTest(name, size=size):
@@ -1405,9 +1437,9 @@ class LockTest(UseTest):
 
     def test_a_batch_follows_from_how_long_the_last_one_held_the_lock(self) -> None:
         for most, grow_below, shrink_above, batches in (
-            (1000, 9, 9, 2), (120, 9, 9, 2), (50, 9, 9, 5), (1000, -1, 9, 3), (1000, -1, -1, 20),
+            (1000, 9, 9, 3), (120, 9, 9, 3), (50, 9, 9, 7), (1000, -1, 9, 4), (1000, -1, -1, 9),
         ):  # fmt: skip
-            self.make([{}] * 210)
+            self.make([*[{}] * 110, *[{"payload": MALFORMED}] * 200])  # which take no lock
             with (
                 mock.patch.object(backfill, "GROW_BELOW", grow_below),
                 mock.patch.object(backfill, "SHRINK_ABOVE", shrink_above),
@@ -1445,6 +1477,13 @@ class LockTest(UseTest):
                 with store.transaction():
                     pass
                 self.assertAlmostEqual(sleep.call_args[0][0], expected + 7 * (held > 0))
+
+    def test_sqlite_itself_waits_for_a_slice_of_the_timeout(self) -> None:
+        self.fresh({})
+        for seconds, slice_ in ((0, 0), (0.2, 200), (30, 500)):
+            store = backfill.Store(self.path, backfill.Patience(seconds, 0), read_only=True)
+            self.assertEqual(store.fetch("PRAGMA busy_timeout"), slice_)
+            store.connection.close()
 
     def test_a_pause_comes_between_batches_and_on_top_of_the_rest_for_company(self) -> None:
         for rows, pause, least, most in ((1, 9, 0, 8), (2, 0, 0.35, 8), (2, 0.5, 0.85, 8)):
@@ -1687,7 +1726,8 @@ class WorkTest(UseTest):
                 result = self.tool("--batch-size", 20)
             self.assertIn(True, ahead)
             self.assertEqual(Path(f"{self.path}-wal").stat().st_size > 7_000_000, held)
-            self.assertEqual(len(re.findall("(?m)^warning: .*-wal", result.err)), held, result.err)
+            notes = re.findall(r"(?m)^warning: .*-wal has (\d+) MB", result.err)
+            self.assertEqual([7 <= int(size) < 20 for size in notes], [True] * held, result.err)
 
     @OWN_MODULE
     def test_work_is_linear_and_within_sqlites_limits_whatever_the_statistics(self) -> None:
@@ -1876,7 +1916,12 @@ GOOD_STORES = [
 
 class WhichStoreTest(MachineTest):
     def test_wrong_usage_ends_with_code_2_and_names_the_option(self) -> None:
-        usages = ["--batch-size 0", "--batch-size -3", "--batch-size 1.5", "--batch-size many"]
+        usages = [
+            "--batch-size 0",
+            f"--batch-size {2**63}",
+            "--batch-size 1.5",
+            "--batch-size many",
+        ]
         usages += ["--busy-timeout -1", "--busy-timeout nan", "--pause inf", "--pause soon"]
         usages += ["--db-path", "--dry", "store.db", "--verify --batch-size 7", "--verify --json"]
         usages += ["--verify --dry-run", "--verify --backup b", "--verify --pause 1"]
