@@ -367,15 +367,10 @@ class Plan(NamedTuple):
 
 
 def plan_row(
-    audit_id: int,
-    payload: Any,
-    event_type: Any,
-    created_at: Any,
-    kept_source: Any,
-    kept_processed: Any,
+    audit_id: int, payload: Any, event: Any, created_at: Any, kept_source: Any, kept_processed: Any
 ) -> Plan:
     """Decide what to write to an open row: rule 1 (only where it is NULL) and rule 5."""
-    row = audit_id, event_type, created_at, kept_source, kept_processed
+    row = audit_id, event, created_at, kept_source, kept_processed
     kept = kept_source if kept_processed is None else kept_processed
     try:
         fields = read_payload(payload)
@@ -513,7 +508,7 @@ def find_store(path: Path) -> Path:
         raise StoreError(f"{words}: use the one the agents use, remove the other ({others})")
     if os.fsencode(real) in read_mounts():
         words = "it is a mount of the file alone, without its -wal: a run would destroy it"
-        raise StoreError(f"{words}: mount its folder instead, and use the name the agents use")
+        raise StoreError(f"{words}: mount or name its folder there instead, as the agents do")
     if hasattr(os, "geteuid") and os.geteuid() not in (0, status.st_uid):
         check_shared_memory(real, status)
     return real
