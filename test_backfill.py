@@ -2323,7 +2323,9 @@ class VerifyTest(StoreTest):
         path = path or self.path
         before = self.files()
         code, text, errors = by(path, script or VERIFY.read_text(encoding="utf-8"))
-        self.assertEqual(self.files(), before)
+        self.assertLessEqual(before.items(), self.files().items())
+        new = {name[-4:] for name in self.files().keys() - before.keys()}
+        self.assertLessEqual(new, {"-shm", "-wal"})  # which a read-only connection leaves
         lines = re.findall(r"(?m)^([1-8])  (\S.*?)  (PASS|WARN|FAIL|INFO)  (\S.*)$", text)
         found = Verification(
             code,
@@ -2376,8 +2378,7 @@ class VerifyTest(StoreTest):
         self.assertRegex(found.details[2], "^0 values differ, [1-9]\\d+ agree, 0 not judged$")
         self.assertRegex(found.details[8], r"^\d+ pairs, average [\d.]+ s, [1-9]\d* negative")
         self.assertGreater(found.figures("as created_at says"), (100, 10))
-        wide = [line for line in (before.checks + found.checks).splitlines() if len(line) > 80]
-        self.assertEqual(wide, [])
+        self.assertLessEqual(max(map(len, (before.checks + found.checks).splitlines())), 80)
         self.query("PRAGMA journal_mode = wal")
         in_wal = self.verify()
         self.assertEqual(in_wal.checks, found.checks)
