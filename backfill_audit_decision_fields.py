@@ -708,7 +708,7 @@ def make_backup(store: Store, path: Path, target: Path, screen: "Screen") -> Non
     it is complete. One read transaction makes it one moment: in WAL mode writers go on meanwhile,
     with a rollback journal their commits wait. If an error is raised, no file is left.
     """
-    partial = target.with_name(f"{target.name}.partial")
+    partial = Path(f"{target}.partial")
     for file in (partial, *(Path(f"{target}{suffix}") for suffix in ("", *COMPANIONS))):
         if os.path.lexists(file):  # SQLite would play an old journal into the copy
             raise StoreError(f"{file} exists: name another file, or remove what a killed run left")
@@ -731,6 +731,10 @@ def make_backup(store: Store, path: Path, target: Path, screen: "Screen") -> Non
             if os.path.lexists(target):
                 raise
             partial.rename(target)  # on a file system without hard links
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "SQLite")
+        words = f"the backup {target} cannot be made, so nothing was written ({name}: {error})"
+        raise StoreError(f"{words}: see to that, or name another file") from error
     finally:
         if store.connection.in_transaction:
             store.execute("ROLLBACK")
@@ -865,19 +869,21 @@ def write_row(store: Store, audit_id: int) -> Plan | None:
     store.execute("SAVEPOINT one_row")
     written, why_not = attempt(store, UPDATE_ROW, *plan.values, audit_id)
     if store.connection.in_transaction:
-        if not written:
+        if why_not is not None:
             store.execute("ROLLBACK TO one_row")
         store.execute("RELEASE one_row")
     if written:
         return plan
-    kind = kind_of(NOTHING, "refused")
-    return plan._replace(values=NOTHING, kind=kind, skipped=NOTHING, reason=why_not)
+    if why_not is None and not read_rows(store, audit_id, audit_id):
+        return None  # a trigger did something else with it
+    kind, reason = kind_of(NOTHING, "refused"), why_not or "a trigger or constraint ignored it"
+    return plan._replace(values=NOTHING, kind=kind, skipped=NOTHING, reason=reason)
 
 
-def attempt(store: Store, sql: str, *values: object) -> tuple[int, str]:
-    """Run an UPDATE; return how many rows it wrote, and why not more, if a row is at fault."""
+def attempt(store: Store, sql: str, *values: object) -> tuple[int, str | None]:
+    """Run an UPDATE; return how many rows it wrote, and its error if a row is at fault."""
     try:
-        return store.execute(sql, *values).rowcount, "a trigger ignored the update"
+        return store.execute(sql, *values).rowcount, None
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary one
         missing = code == sqlite3.SQLITE_ERROR and str(error).startswith(MISSING)
@@ -969,7 +975,7 @@ class Summary(Figures):
                 if source is not None:
                     self.sources[column][source] += number
         if self.coverage_after_pct is None:
-            rows = self.supervisor_rows - self.gone
+            rows = max(self.supervisor_rows, self.to_fill) - self.gone
             self.coverage_after_pct = percent(rows - (self.to_fill - self.filled - self.gone), rows)
         self.elapsed_seconds = round(seconds, 3)
         self.rows_per_second = round(self.reached / seconds, 1) if seconds else 0.0
@@ -1073,8 +1079,7 @@ def fill_rows(
                 wal_size = now.st_size if file != path else 0
             if long_for > 2 and wal_size > huge:
                 huge = sys.maxsize  # once
-                words = "the -wal has %.0f MB, and grows: an open read of somebody's keeps it"
-                log.warning(words, wal_size / 1e6)
+                log.warning("the -wal has %.0f MB: an open read holds it up", wal_size / 1e6)
             part = part._replace(first=batch.last + 1)
             wrote = store.released != released
             if wrote and store.held > SHRINK_ABOVE:
@@ -1098,9 +1103,10 @@ def count_again(store: Store, summary: Summary, before: tuple[int, int], screen:
         screen.show("Checking", "rows", rows, summary.supervisor_rows)
     summary.coverage_after_pct, summary.undone = percent(rows - open_rows, rows), undone
     if undone:
-        culprit = "a migration" if newest_migration(store) != before else "another process"
-        if store.triggers:
-            culprit = f"a trigger ({', '.join(store.triggers)})"
+        triggers = ", ".join(store.fetch_all(SELECT_TRIGGERS, "task_audits"))
+        culprit = f"a trigger ({triggers}) or another process" if triggers else "another process"
+        if newest_migration(store) != before:
+            culprit = "a migration"
         words = f"{counted_as(undone, 'row has', 'rows have')} a NULL again, set back by {culprit}"
         raise StoreError(f"{words}: see to that, then run again")
 
