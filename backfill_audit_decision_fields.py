@@ -195,12 +195,12 @@ CAUSES = {
     sqlite3.SQLITE_NOTADB: "it is no SQLite database, or encrypted: name the store with --db-path",
     sqlite3.SQLITE_ERROR: "SQLite gave up: look in the schema for what it names, then run again",
 }
-NO_ROWS_FAULT = CAUSES.keys() - {sqlite3.SQLITE_ERROR}
+NO_ROWS_FAULT = {*CAUSES, sqlite3.SQLITE_LOCKED} - {sqlite3.SQLITE_ERROR}
 # Some causes have no code of their own, only words.
 MISSING = ("no such", "unknown function")
 NEEDS = "a trigger, an index or a CHECK needs what is not there: load it, or mend the schema"
 TOO_NEW = ("malformed database schema", "unsupported file format")
-NEWER = f"this Python's SQLite {sqlite3.sqlite_version} cannot read it: use a newer Python"
+NEWER = f"SQLite {sqlite3.sqlite_version} cannot read that: use a newer Python"
 
 ROWS_AT_ONCE = 50  # payloads in memory
 FIRST_BATCH = 100  # rows: on a slow disk a larger one would hold the lock for seconds
@@ -211,8 +211,8 @@ HUGE_WAL = 100_000_000  # bytes: worth a note
 BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
 INTERRUPT_STEPS = 100_000  # of SQLite's machine between two looks at a signal, in --verify
 
-# SQLite itself waits for a lock in slices. Meanwhile it keeps new readers out, to get a turn even
-# if they leave no gap; in the pause between two slices they have theirs.
+# SQLite itself waits for a lock in slices. With a rollback journal it keeps new readers out then,
+# to get a turn even if they leave no gap; in the pause between two slices they have theirs.
 LOCK_SLICE, LOCK_PAUSE = 0.5, 0.4  # seconds
 SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
 COMPANY_SECONDS = 2.0  # how long another writer counts as present
@@ -745,8 +745,9 @@ def copy_mode(source: Path, copy: Path) -> None:
     """Give `copy` the owner and mode of `source`; where that cannot be, it stays private."""
     wanted = source.stat()
     with suppress(OSError, AttributeError):  # a user, a place or a system that may not
-        os.chown(copy, wanted.st_uid, wanted.st_gid)
+        os.chown(copy, -1, wanted.st_gid)
         copy.chmod(stat.S_IMODE(wanted.st_mode))
+        os.chown(copy, wanted.st_uid, -1)
 
 
 # --- A batch --------------------------------------------------------------------------------------
@@ -1015,6 +1016,7 @@ def fill_store(
     with closing(store.connection):
         check_schema(store)
         version, migration = store.fetch(DATA_VERSION), newest_migration(store)
+        before = {file: file.stat() for file in (path, Path(f"{path}-wal")) if file.exists()}
         if options.backup is not None and not options.dry_run:
             make_backup(store, path, Path(os.path.abspath(options.backup)), screen)  # noqa: PTH100
             summary.backup = str(options.backup)
@@ -1028,7 +1030,7 @@ def fill_store(
         try:
             with closing(ReadAhead(path, wanted=store.in_wal and not options.dry_run)) as ahead:
                 patience.before_stop = ahead.finish
-                fill_rows(store, ahead, path, summary, screen)
+                fill_rows(store, ahead, before, summary, screen)
             touched = store.fetch(DATA_VERSION) != version or store.triggers
             if touched and not options.dry_run:
                 count_again(store, summary, migration, screen)
@@ -1037,14 +1039,12 @@ def fill_store(
 
 
 def fill_rows(
-    store: Store, ahead: ReadAhead, path: Path, summary: Summary, screen: "Screen"
+    store: Store, ahead: ReadAhead, before: dict[Path, Any], summary: Summary, screen: "Screen"
 ) -> None:
     """Go through the ranges with open rows, batch by batch, and keep `summary` up to date.
 
     A dry run does all but write. An error or KeyboardInterrupt comes between two batches.
     """
-    files = [path, Path(f"{path}-wal")] if store.in_wal else [path]
-    before = {file: file.stat() for file in files if file.exists()}
     wal_size, long_for, huge = 0, 0, HUGE_WAL  # `long_for`: batches in a row that found it long
     undone_to = -math.inf  # the last audit_id of a batch that a refused row undid
     size, label = min(FIRST_BATCH, summary.batch_size), "Dry run" if summary.dry_run else "Filling"
@@ -1076,16 +1076,16 @@ def fill_rows(
                 now = file.stat() if file.exists() else None
                 if now is None or not os.path.samestat(now, was):
                     raise StoreError(f"{file} was {MOVED}")
-                wal_size = now.st_size if file != path else 0
-            if long_for > 2 and wal_size > huge:
+                wal_size = now.st_size if store.in_wal else 0  # the last one's
+            if long_for > 2 and long_for % 2 and wal_size > huge:
                 huge = sys.maxsize  # once
-                log.warning("the -wal has %.0f MB: an open read holds it up", wal_size / 1e6)
+                log.warning("the -wal has %.0f MB: an open read may hold it up", wal_size / 1e6)
             part = part._replace(first=batch.last + 1)
             wrote = store.released != released
             if wrote and store.held > SHRINK_ABOVE:
-                size = max(1, size // 2)
+                size = max(1, batch.size // 2)
             elif (wrote and store.held < GROW_BELOW) or summary.dry_run:
-                size = min(2 * size, summary.batch_size)
+                size = min(2 * batch.size, summary.batch_size)
 
 
 def count_again(store: Store, summary: Summary, before: tuple[int, int], screen: "Screen") -> None:
@@ -1100,7 +1100,7 @@ def count_again(store: Store, summary: Summary, before: tuple[int, int], screen:
         rows += sum(part.supervisor_rows for part in found)
         open_rows += open_now
         undone += max(0, open_now - left_open)
-        screen.show("Checking", "rows", rows, summary.supervisor_rows)
+        screen.show("Checking", "rows", rows)
     summary.coverage_after_pct, summary.undone = percent(rows - open_rows, rows), undone
     if undone:
         triggers = ", ".join(store.fetch_all(SELECT_TRIGGERS, "task_audits"))
