@@ -226,7 +226,6 @@ REDRAW_SECONDS, PLAIN_SECONDS = 0.1, 5.0  # between progress lines on a terminal
 LABEL_WIDTH, FIGURE_WIDTH, BAR_WIDTH = 29, 12, 10  # characters
 CUT = 200  # characters of a stranger's text that are shown
 UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
 # Signals that are not obeyed at once; Windows lacks some of them.
 HEARD = [item for item in signal.Signals if item.name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP")]
 EXIT_DONE, EXIT_FAILED, EXIT_SIGNAL = 0, 1, 128  # plus the signal's number
@@ -738,7 +737,8 @@ def make_backup(store: Store, path: Path, target: Path, screen: "Screen") -> Non
     finally:
         if store.connection.in_transaction:
             store.execute("ROLLBACK")
-        partial.unlink(missing_ok=True)
+        for file in (partial, Path(f"{partial}-journal")):
+            file.unlink(missing_ok=True)
 
 
 def copy_mode(source: Path, copy: Path) -> None:
