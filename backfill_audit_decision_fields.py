@@ -496,9 +496,8 @@ def find_store(path: Path) -> Path:
             name_it += f" (found here: {', '.join(found) or 'none'})"
         raise StoreError(f"there is no file: {name_it}") from None
     if not path.is_file():
-        raise StoreError(
-            f"it is {'a directory' if path.is_dir() else 'no regular file'}: {name_it}"
-        )
+        what = "a directory" if path.is_dir() else "no regular file"
+        raise StoreError(f"it is {what}: {name_it}")
     if status.st_size == 0:
         raise StoreError(f"it is empty: {name_it} (a copy of a WAL store needs its -wal)")
     if status.st_nlink > 1:
@@ -976,7 +975,7 @@ class Summary(Figures):
                 if source is not None:
                     self.sources[column][source] += number
         if self.coverage_after_pct is None:
-            rows = max(self.supervisor_rows, self.to_fill) - self.gone
+            rows = max(self.supervisor_rows, self.to_fill) - self.gone  # others may insert rows
             self.coverage_after_pct = percent(rows - (self.to_fill - self.filled - self.gone), rows)
         self.elapsed_seconds = round(seconds, 3)
         self.rows_per_second = round(self.reached / seconds, 1) if seconds else 0.0
@@ -1076,7 +1075,7 @@ def fill_rows(
                 now = file.stat() if file.exists() else None
                 if now is None or not os.path.samestat(now, was):
                     raise StoreError(f"{file} was {MOVED}")
-                wal_size = now.st_size if store.in_wal else 0  # the last one's
+                wal_size = now.st_size if file.name.endswith("-wal") else 0
             if long_for > 2 and long_for % 2 and wal_size > huge:
                 huge = sys.maxsize  # once
                 log.warning("the -wal has %.0f MB: an open read may hold it up", wal_size / 1e6)
@@ -1217,7 +1216,8 @@ class LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         with suppress(OSError):  # it would try again to write what it could not
             self.close()
-        raise StoreError(f"the log file {self.baseFilename} cannot be written: {error}") from error
+        words = f"the log file {self.baseFilename} cannot be written ({error})"
+        raise StoreError(f"{words}: make room for it, or name another one") from error
 
 
 def open_log(options: argparse.Namespace, store: Path) -> None:
@@ -1433,7 +1433,7 @@ def put(text: str) -> None:
     except OSError as error:
         forget(sys.stdout)
         if not isinstance(error, BrokenPipeError):
-            raise
+            raise OSError(error.errno, error.strerror, "to print the report") from error
 
 
 def explain(error: BaseException, options: argparse.Namespace) -> str:
