@@ -851,7 +851,7 @@ def write_rows(store: Store, plans: Sequence[Plan]) -> bool:
     for at in range(0, len(to_write), ROWS_PER_STATEMENT):
         some = to_write[at : at + ROWS_PER_STATEMENT]
         values = [value for plan in some for value in (*plan.values, plan.audit_id)]
-        padding = [None] * 3 * (ROWS_PER_STATEMENT - len(some))
+        padding = [""] * 3 * (ROWS_PER_STATEMENT - len(some))  # no audit_id; None binds slowly
         written, _why_not = attempt(store, UPDATE_ROWS, *values, *padding)
         if written < len(some):
             return False
