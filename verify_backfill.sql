@@ -73,22 +73,23 @@ SELECT audit_id, target, CAST(payload AS TEXT) AS payload,
 
 -- It settles most values by comparing them, letter by letter, with the first candidate that is
 -- there, or with that and the Z that rule 5 adds where there is no offset. The value must be a
--- moment that exists (strftime() makes another day of the 30th of February, and of hour 24), with
+-- moment that exists (julianday() makes another day of the 30th of February, and of hour 24), with
 -- up to nine digits of a second, and with Z, an offset that strftime() takes, or neither. So the
 -- scan takes nothing for right that the close examination would not. The latest rows are left to
--- it, because they are shown.
+-- it, because they are shown. usual: in the form that AgentOS writes itself.
 -- LIMIT -1, here and below, keeps SQLite from working out an inner column once for each use of it.
 CREATE TABLE temp.latest AS SELECT audit_id FROM temp.event ORDER BY audit_id DESC LIMIT 10;
 INSERT INTO temp.value (audit_id, target, type, us, utc, finding, passed_over)
 SELECT audit_id, target, 'text',
-       CASE WHEN rest GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]Z'
-            THEN substr(day_and_seconds, 11) * 1000000 + substr(rest, 2, 6)
+       CASE WHEN usual THEN round((day - 2440587.5) * 86400) * 1000000 + substr(rest, 2, 6)
             ELSE strftime('%s', substr(value, 1, 19) || ltrim(rest, '.0123456789')) * 1000000
                  + CAST(('0' || rest) * 1000000 + 0.01 AS INTEGER) END,
-       rest GLOB '*Z' OR rest GLOB '*:*',
+       usual OR rest GLOB '*[Z:]*',
        CASE WHEN field IS NULL THEN 'as created_at says' ELSE 'as the payload says' END, 0
   FROM (SELECT audit_id, target, value, field, substr(value, 20) AS rest,
-               strftime('%Y-%m-%d%s', substr(value, 1, 19), '+0 days') AS day_and_seconds
+               value GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]'
+                          || '.[0-9][0-9][0-9][0-9][0-9][0-9]Z' AS usual,
+               julianday(substr(value, 1, 19)) AS day
           FROM (SELECT audit_id, target, value, created_at,
                        CASE target
                        WHEN 1 THEN coalesce(json_extract(payload, '$.source_event_ts'),
@@ -105,10 +106,9 @@ SELECT audit_id, target, 'text',
          WHERE value = coalesce(field, created_at)
             OR value = replace(coalesce(field, created_at), ' ', 'T') || 'Z'
          LIMIT -1)
- WHERE value GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'
-   AND substr(day_and_seconds, 1, 10) = substr(value, 1, 10)
-   AND (rest = 'Z' OR rest GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]Z'
-        OR (rest NOT GLOB '*[^0-9.:Z+-]*' AND strftime('%s', value)
+ WHERE date(day) = substr(value, 1, 10) AND (usual
+        OR (value GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'
+            AND rest NOT GLOB '*[^0-9.:Z+-]*' AND strftime('%s', value)
             AND rest NOT GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]*'));
 
 -- == The close examination ========================================================================
