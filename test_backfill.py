@@ -31,7 +31,7 @@ import threading
 import time
 import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import partial
@@ -641,22 +641,17 @@ class FiguresTest(StoreTest):
         rows = summary["rows_per_second"] * summary["elapsed_seconds"]
         self.assertAlmostEqual(rows, 200, delta=2)
 
-    def test_rows_that_others_close_are_gone_and_rows_that_they_open_are_to_fill(self) -> None:
+    def test_rows_that_others_close_are_gone(self) -> None:
         close = f"""
             UPDATE task_audits SET source_event_ts = '{EVENT}', supervisor_processed_at = '{DONE}'
              WHERE audit_id = 3;
             DELETE FROM task_audits WHERE audit_id IN (4, 199, 200);
             UPDATE task_audits SET event_type = 'TASK' WHERE audit_id = 150"""
-        opened = "UPDATE task_audits SET source_event_ts = NULL WHERE audit_id < 3"
-        counts = r"(?s)\nsupervisor_rows +201\nalready_filled +2\nto_fill +"
-        for sql, words in (
-            (close, r"199\nfilled +193\n.*_json +1\ngone +5\n.*193 of 199 .*5 .*other.* 99\.4 %"),
-            (opened, r"201\nfilled +200\n.*_json +1\ns.*200 of 201 [^,]*, 1 .* 99\.5 %"),
-        ):
-            for mode in JOURNAL_MODES:
-                self.fresh(*[FILLED] * 2, *[{}] * 198, {"payload": MALFORMED}, journal_mode=mode)
-                with self.subTest(mode), self.beside(sql):
-                    self.assertRegex(self.tool("--batch-size", 100).out, counts + words)
+        self.fresh(*[FILLED] * 2, *[{}] * 198, {"payload": MALFORMED})
+        with self.beside(close):
+            out = self.tool("--batch-size", 100).out
+        rows = r"\nsupervisor_rows +201\nalready_filled +2\nto_fill +199\nfilled +193\n(?s:.*)\n"
+        self.assertRegex(out, rows + r"gone +5\n(?s:.*)193 of 199 .* 5 .* by others, .* 99\.4 %")
 
     def test_a_dry_run_shows_a_row_of_each_kind(self) -> None:
         long = "SUPERVISOR" * 20
@@ -710,6 +705,15 @@ class VerdictTest(StoreTest):
                 self.assertEqual(self.tool("--json", *options).err.splitlines()[-1], verdict)
                 self.fresh(*rows)
                 self.assertEqual(self.tool("--json", "--quiet", *options).err, "")
+
+    def test_an_interrupted_dry_run_says_that_nothing_was_written(self) -> None:
+        self.fresh(*[{}] * 50)
+        stop = partial(signal.raise_signal, signal.SIGINT)
+        with mock.patch.object(backfill, "PLAIN_SECONDS", 0.0):
+            result = self.watched("Dry run", stop, "--dry-run", "--batch-size", 10)
+        self.assertRegex(
+            result.out, "\nfilled +10\n(?s:.*)\ninterrupted by SIGINT: nothing was wri"
+        )
 
     def test_a_failed_run_says_what_stays(self) -> None:
         delete = "DELETE FROM task_audits WHERE audit_id < 11"
@@ -1034,7 +1038,7 @@ class HostileTest(StoreTest):
         return store.execute(f"SELECT {columns} FROM task_audits ORDER BY audit_id").fetchall()
 
     def test_what_was_made_to_do_harm_does_none(self) -> None:
-        self.fresh(*hostile_rows(seed=11, count=2000))
+        self.fresh(*hostile_rows(seed=11, count=1000))
         for n, column in enumerate(("task_id", "event_type", "payload", "created_at", *COLUMNS)):
             cast = f"CAST(CAST({column} AS BLOB) || x'ff' AS TEXT) WHERE {column} > ''"
             self.query(f"UPDATE task_audits SET {column} = {cast} AND audit_id % 29 = {n}")
@@ -1387,15 +1391,22 @@ class LockTest(StoreTest):
                 self.assertEqual(refused, [False] * 3 + [*expected, True])
 
     def test_a_batch_follows_from_how_long_the_last_one_held_the_lock(self) -> None:
-        for most, grow_below, shrink_above, batches in (
-            (1000, 9, 9, 3), (120, 9, 9, 3), (50, 9, 9, 7), (1000, -1, 9, 4), (1000, -1, -1, 9),
+        for most, seconds, batches in (
+            (1000, 0.09, 3), (120, 0.09, 3), (50, 0.09, 7), (1000, 0.11, 4), (1000, 0.49, 4),
+            (1000, 0.51, 9),
         ):  # fmt: skip
             self.fresh(*[{}] * 110, *[{"payload": MALFORMED}] * 200)  # the last take no lock
-            with (
-                mock.patch.object(backfill, "GROW_BELOW", grow_below),
-                mock.patch.object(backfill, "SHRINK_ABOVE", shrink_above),
-            ):
-                self.assertEqual(self.fill("--batch-size", most)["batches"], batches)
+            held = mock.PropertyMock(return_value=seconds)
+            with mock.patch.object(backfill.Store, "held", held, create=True):
+                self.assertEqual(self.fill("--batch-size", most)["batches"], batches, seconds)
+
+    def test_a_connection_waits_in_slices_and_needs_no_room_for_temporary_files(self) -> None:
+        names = ("busy_timeout", "temp_store", "synchronous", "journal_size_limit")
+        for mode, expected in (("delete", [200, 2, 2, -1]), ("wal", [200, 2, 1, 16_000_000])):
+            self.fresh(journal_mode=mode)
+            store = backfill.Store(self.path, backfill.Patience(0.2, 0), read_only=False)
+            self.assertEqual([store.fetch(f"PRAGMA {name}") for name in names], expected)
+            store.connection.close()
 
     def test_the_rest_leaves_others_their_share_of_the_time(self) -> None:
         self.fresh({})
@@ -1410,7 +1421,6 @@ class LockTest(StoreTest):
                 contextlib.closing(self.connect()) as connection,
             ):
                 store = backfill.Store(self.path, backfill.Patience(0.2, 7), read_only=False)
-                self.assertEqual(store.fetch("PRAGMA busy_timeout"), 200)  # SQLite's own
                 store.connection.close()
                 store.connection, store.held, store.released = connection, held, 100.0 - free
                 store._locked, store._company_until = 90.0, 90.0 + company
@@ -1440,10 +1450,10 @@ class SignalTest(StoreTest):
         chance = random.Random(4)
         for mode in JOURNAL_MODES:
             with self.subTest(mode):
-                expected = self.sample(10_000 if HEAVY else 1500, mode)
+                expected = self.sample(10_000 if HEAVY else 1000, mode)
                 before, filled = self.columns(), self.count_filled()
                 for _ in range(16 if HEAVY else 3):
-                    process = self.start("--batch-size", 10, "--pause", 0.002)
+                    process = self.start("--batch-size", 10, "--pause", 0.02)
                     self.wait_until_filled(filled + 1)
                     time.sleep(chance.uniform(0, 0.03))
                     process.kill()
@@ -1506,13 +1516,13 @@ class SignalTest(StoreTest):
             self.assertEqual(self.finish(process).summary["filled"], 30)
 
     def test_a_process_that_ctrl_z_stopped_lets_everybody_in(self) -> None:
-        slow = json.dumps({"x": [1.5] * 10_000})  # so the next batch is being read ahead
-        for mode, payload, options in (
-            ("delete", SOUND, SLOWLY), ("wal", SOUND, SLOWLY),
-            ("wal", slow, ["--batch-size", 10, "--pause", 0.05]),
+        slow = f'{{"x": [{"[]," * 8_000} 0]}}'  # so the next batch is being read ahead
+        for mode, payload, rows, options in (
+            ("delete", SOUND, 80, SLOWLY), ("wal", SOUND, 80, SLOWLY),
+            ("wal", slow, 165, ["--batch-size", 55, "--pause", 0.2]),
         ):  # fmt: skip
             with self.subTest(mode, options=options):
-                self.fresh(*[{"payload": payload}] * 80, journal_mode=mode)
+                self.fresh(*[{"payload": payload}] * rows, journal_mode=mode)
                 process = self.start(*options, program=("-c", FIRST.format("pass"), SCRIPT))
                 filled = 0
                 for _ in range(2):
@@ -1526,7 +1536,7 @@ class SignalTest(StoreTest):
                         found = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                         self.assertEqual(found[0], 0)
                     process.send_signal(signal.SIGCONT)
-                self.assertEqual(self.finish(process).summary["filled"], 80)
+                self.assertEqual(self.finish(process).summary["filled"], rows)
 
     def test_handlers_are_as_before_when_a_run_has_ended(self) -> None:
         signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)
@@ -1590,15 +1600,14 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)""
 class WorkTest(StoreTest):
     def test_memory_does_not_grow_with_batch_size_times_payload_size(self) -> None:
         payload = json.dumps({"timestamp": DONE, "filler": "策略" * 20_000}, ensure_ascii=False)
-        for mode in JOURNAL_MODES:
-            needed = []
-            for size in (50, 10_000):
-                self.fresh(*[{"payload": payload}] * 600, journal_mode=mode)
-                options = ("--batch-size", size, "--quiet")
-                result = self.finish(self.start(*options, program=("-c", MEASURE, SCRIPT)))
-                self.assertEqual(result.summary["filled"], 600)
-                needed.append(int(result.err))
-            self.assertLess(needed[1], 1.2 * needed[0], mode)
+        needed = []
+        for size in (50, 10_000):
+            self.fresh(*[{"payload": payload}] * 300, journal_mode="wal")
+            options = ("--batch-size", size, "--quiet")
+            result = self.finish(self.start(*options, program=("-c", MEASURE, SCRIPT)))
+            self.assertEqual(result.summary["filled"], 300)
+            needed.append(int(result.err))
+        self.assertLess(needed[1], 1.2 * needed[0])
 
     @contextlib.contextmanager
     def reads(self, seconds: float = 0, *, fail: bool = False) -> Iterator[list[bool]]:
@@ -1768,16 +1777,11 @@ GOOD_STORES = [
 
 class WhichStoreTest(StoreTest):
     def test_wrong_usage_ends_with_code_2_and_names_the_option(self) -> None:
-        usages = [
-            "--batch-size 0",
-            f"--batch-size {2**63}",
-            "--batch-size 1.5",
-            "--batch-size many",
-        ]
+        usages = [f"--batch-size {size}" for size in (0, 2**63, 1.5, "many")]
         usages += ["--busy-timeout -1", "--busy-timeout nan", "--pause inf", "--pause soon"]
-        usages += ["--db-path", "--dry", "store.db", "--verify --batch-size 7", "--verify --json"]
-        usages += ["--verify --dry-run", "--verify --backup b", "--verify --pause 1"]
-        for usage in (*usages, "--verify --log-file l", "--verify --quiet"):
+        others = "batch-size 7", "json", "dry-run", "backup b", "pause 1", "log-file l", "quiet"
+        usages += ["--db-path", "--dry", "store.db", *(f"--verify --{other}" for other in others)]
+        for usage in usages:
             with self.subTest(usage):
                 result = self.tool(*usage.split())
                 self.assertEqual((result.code, result.out), (2, ""))
@@ -2155,19 +2159,16 @@ class OutputTest(StoreTest):
 
     def test_an_older_python_or_sqlite_is_told_in_one_line(self) -> None:
         ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 6))
-        for folder in (*map(Path, os.get_exec_path()), *Path.home().glob(".pyenv/versions/*/bin")):
-            for old in folder.glob("python3.*") if os.access(folder, os.R_OK) else ():
-                if re.search(r"(?<!shims)/python3\.([6-9]|10)$", str(old)):
-                    command = [old, SCRIPT]
-                    said = subprocess.run(command, check=False, capture_output=True, text=True)
-                    self.assertRegex(said.stderr, r"\A.*needs Python 3.11.*\n\Z")
-                    self.assertEqual(said.returncode, 1)
-        for minor, code in ((33, 1), (34, 0)):
-            line = f"import sys, sqlite3; sqlite3.sqlite_version_info = (3, {minor}, 0);"
+        python, sqlite = "sys.version_info", "sqlite3.sqlite_version_info"
+        for version, minor, words in (
+            (python, 10, "needs Python 3.11"), (python, 11, ""),
+            (sqlite, 33, "with SQLite 3.34"), (sqlite, 34, ""),
+        ):  # fmt: skip
+            line = f"import sys, sqlite3; {version} = (3, {minor}, 0); "
             line += "sys.path[0] = sys.argv[1]; import backfill_audit_decision_fields"
             result = self.shell(f'"$1" -c "{line}" "${{2%/*}}"')
-            self.assertEqual(result.code, code, result.err)
-            self.assertEqual(result.err.count("with SQLite 3.34"), code)
+            self.assertEqual((result.code, result.err.count("\n")), (words > "",) * 2, result.err)
+            self.assertIn(words, result.err)
 
     @OWN_MODULE
     def test_what_keeps_verify_from_judging_is_said(self) -> None:
@@ -2299,9 +2300,8 @@ class Verification(NamedTuple):
 
 def in_the_shell(path: Path, script: str) -> tuple[int, str, str]:
     """Run the checks as an operator does."""
-    shell = subprocess.run(
-        [str(SHELL), path], check=False, input=script.encode(), capture_output=True
-    )
+    command: list[str | Path] = [str(SHELL), path]
+    shell = subprocess.run(command, check=False, input=script.encode(), capture_output=True)
     return shell.returncode, shell.stdout.decode(), shell.stderr.decode()
 
 
@@ -2327,15 +2327,11 @@ class VerifyTest(StoreTest):
         new = {name[-4:] for name in self.files().keys() - before.keys()}
         self.assertLessEqual(new, {"-shm", "-wal"})  # which a read-only connection leaves
         lines = re.findall(r"(?m)^([1-8])  (\S.*?)  (PASS|WARN|FAIL|INFO)  (\S.*)$", text)
-        found = Verification(
-            code,
-            text,
-            errors,
-            {int(number): verdict for number, _name, verdict, _detail in lines},
-            {int(number): detail for number, _name, _verdict, detail in lines},
-        )
+        verdicts = {int(number): verdict for number, _name, verdict, _detail in lines}
+        details = {int(number): detail for number, _name, _verdict, detail in lines}
+        found = Verification(code, text, errors, verdicts, details)
         if lines:
-            self.assertEqual(list(found.verdicts), list(range(1, 9)), errors)
+            self.assertEqual(list(verdicts), list(range(1, 9)), errors)
             names = [f"{number} {name}" for number, name, verdict, _ in lines if verdict == "FAIL"]
             last = f"FAIL: {', '.join(names)}" if names else "No check fails."
             self.assertEqual(text.splitlines()[-1], last)
@@ -2344,7 +2340,7 @@ class VerifyTest(StoreTest):
             self.assertEqual((code, errors.count("\n")), (1, 1), errors)
         return found
 
-    def make_filled(self, count: int = 2000) -> None:
+    def make_filled(self, count: int = 1100) -> None:
         """A store whose rows all differ, with letters of every kind, filled by the tool."""
 
         def rows() -> Iterator[dict[str, object]]:
@@ -2391,7 +2387,7 @@ class VerifyTest(StoreTest):
         self.assertEqual((python.code, python.errors), (shell.code, ""))
         self.assertEqual(python.checks, shell.checks)
 
-    def test_one_row_tampered_with_among_thousands_is_noticed(self) -> None:
+    def test_one_row_tampered_with_among_a_thousand_is_noticed(self) -> None:
         self.make_filled()
         self.assertEqual(self.verify().failed, set())
         original = self.path.read_bytes()
@@ -2412,17 +2408,17 @@ class VerifyTest(StoreTest):
         self.assertIn(f"{count} should be filled", self.verify().details[6])
 
     def test_what_the_tool_writes_is_never_called_wrong(self) -> None:
-        """Ties the rules in SQL to the rules in Python, over thousands of payloads."""
+        """Ties the rules in SQL to the rules in Python, over many payloads."""
         nothing = dict.fromkeys(COLUMNS)
         for seed in (1, 2, 3, 4, 5) if HEAVY else (1,):
             with self.subTest(seed):
-                self.fresh(*({**row, **nothing} for row in hostile_rows(seed, count=2000)))
+                self.fresh(*({**row, **nothing} for row in hostile_rows(seed, count=1000)))
                 self.fill()
                 found = self.verify()
                 self.assertLessEqual(found.failed, {1}, found.text)
                 agree = re.search(r", (\d+) agree", found.details[2])
                 assert agree is not None
-                self.assertGreater(int(agree[1]), 400)
+                self.assertGreater(int(agree[1]), 200)
 
     def test_what_is_a_timestamp_has_one_answer(self) -> None:
         when = "2026-01-05 08:00:00"
@@ -2503,9 +2499,8 @@ class VerifyTest(StoreTest):
 
     def test_nothing_passes_where_nothing_is(self) -> None:
         self.fresh()
-        self.assertEqual(
-            self.verify().verdicts, {n: "PASS" if n == 4 else "INFO" for n in range(1, 9)}
-        )
+        expected = {n: "PASS" if n == 4 else "INFO" for n in range(1, 9)}
+        self.assertEqual(self.verify().verdicts, expected)
 
     def test_a_table_of_the_needed_columns_alone_is_enough(self) -> None:
         self.change(
@@ -2558,7 +2553,9 @@ class VerifyTest(StoreTest):
             self.fresh({})
             self.change("ANALYZE")
             store = self.connect()
+            store.execute("BEGIN")
             self.insert(store, [{"payload": "{}"}] * count)
+            store.execute("COMMIT")
             looks = itertools.count()
             store.set_progress_handler(lambda looks=looks: next(looks) < 0, 100)  # type: ignore[misc]
             with contextlib.suppress(sqlite3.IntegrityError):  # its verdict
@@ -2772,7 +2769,15 @@ class DocumentsTest(StoreTest):
 
 # --- The runner -------------------------------------------------------------------------------
 
-PROCESSES, PARTS = 5, 25
+PROCESSES = 6
+
+
+def run_test(name: str) -> str:
+    """Run a test; return what there is to say if it fails."""
+    said = io.StringIO()
+    test = unittest.defaultTestLoader.loadTestsFromName(name, sys.modules[__name__])
+    passed = unittest.TextTestRunner(said).run(test).wasSuccessful()
+    return "" if passed else said.getvalue()
 
 
 def run_all() -> int:
@@ -2780,18 +2785,13 @@ def run_all() -> int:
     begun = time.monotonic()
     suites: Any = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])
     names = [test.id().removeprefix(f"{__name__}.") for suite in suites for test in suite]
-
-    def run_part(number: int) -> subprocess.CompletedProcess[str]:
-        command, to = [sys.executable, __file__, *names[number::PARTS]], subprocess.PIPE
-        return subprocess.run(command, check=False, stdout=to, stderr=subprocess.STDOUT, text=True)
-
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        parts = list(pool.map(run_part, range(PARTS)))
-    print("\n".join(part.stdout for part in parts if part.returncode))
-    tests = sum(int(re.findall(r"(?m)^Ran (\d+) tests?", part.stdout)[-1]) for part in parts)
-    failed = any(part.returncode for part in parts)
-    print(f"{tests} tests in {time.monotonic() - begun:.1f} s: {'FAILED' if failed else 'OK'}")
-    return 1 if failed else 0
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(PROCESSES, mp_context=fork) as pool:
+        failures = list(filter(None, pool.map(run_test, reversed(names))))  # the longest first
+    print("".join(failures), end="")
+    result = f"{len(failures)} FAILED" if failures else "OK"
+    print(f"{len(names)} tests in {time.monotonic() - begun:.1f} s: {result}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
