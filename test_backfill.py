@@ -1807,8 +1807,10 @@ class WhichStoreTest(StoreTest):
                     self.assertEqual((result.out, result.err.count("\n")), ("", 1))
                 result = self.tool("--json", "--quiet")
                 self.assert_failed(result, word)
-                keys = ("to_fill", "coverage_before_pct", "coverage_after_pct")
-                self.assertEqual([result.summary[key] for key in keys], [0, None, None])
+                numbers = [value for value in result.summary.values() if type(value) is int]
+                self.assertEqual(numbers, [1000] + [0] * 7)  # the size of batches, and counts
+                self.assertIsNone(result.summary["coverage_before_pct"])
+                self.assertIsNone(result.summary["coverage_after_pct"])
                 self.assertEqual(self.files(), before)
 
     def test_what_is_not_needed_may_be_missing_or_odd(self) -> None:
@@ -2416,9 +2418,7 @@ class VerifyTest(StoreTest):
                 self.fill()
                 found = self.verify()
                 self.assertLessEqual(found.failed, {1}, found.text)
-                agree = re.search(r", (\d+) agree", found.details[2])
-                assert agree is not None
-                self.assertGreater(int(agree[1]), 200)
+                self.assertRegex(found.details[2], r", \d{3,} agree")
 
     def test_what_is_a_timestamp_has_one_answer(self) -> None:
         when = "2026-01-05 08:00:00"
