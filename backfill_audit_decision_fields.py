@@ -1355,7 +1355,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--db-path", "PATH", _path, DEFAULT_STORE, "the store (default %(default)s)"),
         ("--batch-size", "N", int, 1000, "most rows in a transaction (default %(default)s)"),
         ("--backup", "PATH", _path, None, "first copy the store to this file"),
-        ("--busy-timeout", "SECONDS", float, 30.0, "how long to wait for a lock (default 30)"),
+        ("--busy-timeout", "SECONDS", float, 30, "longest wait for a lock (default %(default)s)"),
         ("--pause", "SECONDS", float, 0.0, "extra rest between batches, for a busy store"),
         ("--log-file", "PATH", _path, None, "append a record of the run and of each odd row"),
     ):

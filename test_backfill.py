@@ -191,10 +191,7 @@ class StoreTest(unittest.TestCase):
         return connection
 
     def columns(self, path: Path | None = None) -> list[tuple[Any, Any]]:
-        return self.query(
-            "SELECT source_event_ts, supervisor_processed_at FROM task_audits ORDER BY audit_id",
-            path,
-        )
+        return self.query(f"SELECT {S}, {P} FROM task_audits ORDER BY audit_id", path)
 
     def query(self, sql: str, path: Path | None = None) -> list[Any]:
         with contextlib.closing(sqlite3.connect(path or self.path, timeout=30)) as store, store:
@@ -2075,6 +2072,8 @@ class BackupTest(StoreTest):
 
         result = self.back_up(write)
         self.assertEqual((result.code, result.summary["backup"]), (0, str(self.copy)), result.err)
+        shares = list(map(float, re.findall(r"\] Backup +([\d.]+) %", result.err)))
+        self.assertEqual((shares, shares[-1]), (sorted(shares), 100.0))
         self.assertEqual(set(self.columns(self.copy)), {(None, None)})
         self.assertEqual({first for first, _ in self.columns()}, {"theirs"})
         self.assertEqual(self.query("PRAGMA integrity_check", self.copy), [("ok",)])
