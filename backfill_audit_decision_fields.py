@@ -10,9 +10,9 @@ event happened, and when the Supervisor decided. Migration v21 added a column
 for each. This fills those that are NULL, batch by batch, on a store in use.
 It never changes a value, and can be stopped and run again at any moment.
 
-Exit code: 0 done, 1 the store cannot be used or the run failed, 2 wrong
-usage, 129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM. Run the same
-command again to go on (without --backup, if that was made).
+Exit code: 0 done, 1 the store cannot be used, the run failed or a check says
+FAIL, 2 wrong usage, 129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM.
+Run the same command again to go on (without --backup, if that was made).
 """
 
 import sys
@@ -98,23 +98,24 @@ DECODER = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 el
 # Why a row stays NULL: the keys of the summary, and what they mean.
 LEFT_NULL = {
     "malformed_json": "the payload is not JSON",
-    "no_timestamp": "no timestamp, not even created_at",
+    "no_timestamp": "no timestamp for a column, not even created_at",
     "unreadable": "the other column does not hold text",
     "refused": "the database refused the row",
 }
 
 SUPERVISOR = "event_type LIKE '%SUPERVISOR%'"
+# A row is open while one of its two columns is NULL.
 OPEN = f"({SUPERVISOR} AND (source_event_ts IS NULL OR supervisor_processed_at IS NULL))"
 
 # NOT INDEXED makes SQLite walk the table itself, whatever indexes there are.
-ROWS = "FROM task_audits NOT INDEXED WHERE audit_id >= ? ORDER BY audit_id LIMIT ?"
+ROWS_FROM = "FROM task_audits NOT INDEXED WHERE audit_id >= ? ORDER BY audit_id LIMIT ?"
 SELECT_LAST = "SELECT max(audit_id) FROM task_audits NOT INDEXED"
 COUNT_RANGE = f"""
     SELECT max(audit_id), count(*) FILTER (WHERE is_supervisors), count(*) FILTER (WHERE is_open)
-      FROM (SELECT audit_id, {SUPERVISOR} AS is_supervisors, {OPEN} AS is_open {ROWS})
+      FROM (SELECT audit_id, {SUPERVISOR} AS is_supervisors, {OPEN} AS is_open {ROWS_FROM})
      WHERE audit_id <= ?
 """
-SELECT_LAST_OF_BATCH = f"SELECT audit_id {ROWS} OFFSET ?"
+SELECT_LAST_OF_BATCH = f"SELECT audit_id {ROWS_FROM} OFFSET ?"
 READ_ROWS = f"""
     SELECT audit_id, payload, event_type, created_at, source_event_ts, supervisor_processed_at
       FROM task_audits NOT INDEXED
@@ -127,7 +128,7 @@ UPDATE_ROW = """
            supervisor_processed_at = coalesce(supervisor_processed_at, ?)
      WHERE audit_id = ?
 """
-# The same for many rows: one statement, during which SQLite doesn't need Python's lock.
+# The same for many rows: one statement, during which SQLite doesn't hold the GIL.
 ROWS_PER_STATEMENT = 1000  # three variables each; SQLite allows 32,766 by default
 UPDATE_ROWS = f"""
     UPDATE task_audits
@@ -172,7 +173,7 @@ LOCAL_FILE_SYSTEMS = (
     "fuse.fuse-overlayfs exfat vfat ntfs3 fuseblk squashfs erofs"
 )
 PROJECT, VERIFICATION = "backfill-audit-decision-fields", "verify_backfill.sql"
-VERDICT_CONSTRAINT = "the line above names the checks that fail"  # its last, broken on purpose
+VERDICT_CONSTRAINT = "the line above names the checks that fail"  # breaks if there is one
 
 # What an error of SQLite's means and what to do, by its extended code or else its primary one.
 # A sentence claims no more than the code says.
@@ -192,7 +193,7 @@ CAUSES = {
     sqlite3.SQLITE_NOMEM: "there is not enough memory: end something else, then run again",
     sqlite3.SQLITE_CORRUPT: "it is damaged: see PRAGMA integrity_check; REINDEX mends an index, "
     "only a backup a table (a copy of a WAL store needs its -wal)",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database, or encrypted: name the store with --db-path",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite database, or encrypted: name a store with --db-path",
     sqlite3.SQLITE_ERROR: "SQLite gave up: look in the schema for what it names, then run again",
 }
 NO_ROWS_FAULT = {*CAUSES, sqlite3.SQLITE_LOCKED} - {sqlite3.SQLITE_ERROR}
@@ -208,13 +209,13 @@ LEAST_RANGE = 1000  # rows that are counted at once, at least
 GROW_BELOW, SHRINK_ABOVE = 0.1, 0.5  # seconds that a batch holds the lock
 LONG_WAL = 16_000_000  # bytes: from here on half of the batches are not read ahead
 HUGE_WAL = 100_000_000  # bytes: worth a note
-BACKUP_PAGES = 1000  # database pages that the backup copies between two looks at a signal
-INTERRUPT_STEPS = 100_000  # of SQLite's machine between two looks at a signal, in --verify
+BACKUP_PAGES = 1000  # database pages that the backup copies between two checks for a signal
+INTERRUPT_STEPS = 100_000  # SQLite's instructions between two checks for a signal, in --verify
 
 # SQLite itself waits for a lock in slices. With a rollback journal it keeps new readers out then,
 # to get a turn even if they leave no gap; in the pause between two slices they have theirs.
 LOCK_SLICE, LOCK_PAUSE = 0.5, 0.4  # seconds
-SLEEP_SLICE = 0.1  # seconds of a rest between two looks at a signal
+SLEEP_SLICE = 0.1  # seconds of a rest between two checks for a signal
 COMPANY_SECONDS = 2.0  # how long another writer counts as present
 # How long to rest between two batches, in times that the last one held the lock. Waiters poll,
 # with growing sleeps: whether they get in depends on the share of the time that it is free.
@@ -226,7 +227,7 @@ REDRAW_SECONDS, PLAIN_SECONDS = 0.1, 5.0  # between progress lines on a terminal
 LABEL_WIDTH, FIGURE_WIDTH, BAR_WIDTH = 29, 12, 10  # characters
 CUT = 200  # characters of a stranger's text that are shown
 UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-# Signals that are not obeyed at once; Windows lacks some of them.
+# Signals that are only noted; Windows lacks some of them.
 HEARD = [item for item in signal.Signals if item.name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP")]
 EXIT_DONE, EXIT_FAILED, EXIT_SIGNAL = 0, 1, 128  # plus the signal's number
 
@@ -246,7 +247,7 @@ NOT_FOUND = Found(None, None, None)
 
 
 def extract_timestamps(payload: object, created_at: object) -> dict[str, str | None]:
-    """Return both timestamps of a row, by column: rules 2 to 4 (rule 5 needs the whole row).
+    """Return a row's two timestamps, by column: rules 2 to 4 (rule 5 needs the whole row).
 
     `payload` is the column as SQLite gives it: str, bytes or None. Its fields come first, in
     the order of FIELDS, then `created_at`. A payload without fields (NULL, blank, JSON but not
@@ -302,7 +303,7 @@ def as_timestamp(value: object) -> str | None:
 
 
 def _from_text(text: str) -> str | None:
-    """Copy AgentOS's form, and rewrite other writers' spellings and text that is a number in it."""
+    """Keep AgentOS's own form as it is; rewrite other spellings and numbers in that form."""
     stripped = text.strip(WHITE_SPACE)
     if NUMBER_AS_TEXT.fullmatch(stripped):
         return _from_epoch(float(stripped) if "." in stripped else int(stripped))
@@ -386,7 +387,7 @@ def plan_row(
     values = first, second = source.value, processed.value
     if kept is not None:
         values = match_offset(first, kept, is_kept=True), match_offset(second, kept, is_kept=True)
-    elif not (first and second and first[-1] == second[-1] == "Z"):
+    elif not (first and second and first[-1] == second[-1] == "Z"):  # most have it: saves time
         values = match_offset(first, second), match_offset(second, first)
     missing = (kept_source is None and first is None) or (kept_processed is None and second is None)
     kind = kind_of((source.field, processed.field), "no_timestamp" if missing else None)
@@ -480,7 +481,7 @@ class Range(NamedTuple):
 
 
 def find_store(path: Path) -> Path:
-    """Return the store's real path. Raises StoreError unless that is its one name and place.
+    """Return the store's real path. Raises StoreError if there is none, or it has a second name.
 
     SQLite finds -wal and -journal by the file's name: under another one it doesn't see those of
     other processes. Call it with no store open: to close a file drops this process's locks on it.
@@ -489,14 +490,12 @@ def find_store(path: Path) -> Path:
     try:
         status, real = path.stat(), Path(os.path.realpath(path))
     except (FileNotFoundError, NotADirectoryError):
-        if path == _path(DEFAULT_STORE):
-            named = filter(None, map(os.environ.get, STORE_VARIABLES))
-            places = dict.fromkeys(map(_path, (*named, *STORE_PLACES)))
-            found = [shlex.quote(str(place)) for place in places if place.is_file()]
-            name_it += f" (found here: {', '.join(found) or 'none'})"
-        raise StoreError(f"there is no file: {name_it}") from None
+        named = filter(None, map(os.environ.get, STORE_VARIABLES))
+        places = dict.fromkeys(map(_path, (*named, *STORE_PLACES)))
+        found = ", ".join(shlex.quote(str(place)) for place in places if place.is_file())
+        raise StoreError(f"there is no file: {name_it} (found here: {found or 'none'})") from None
     if not path.is_file():
-        what = "a directory" if path.is_dir() else "no regular file"
+        what = "a directory" if path.is_dir() else "not a regular file"
         raise StoreError(f"it is {what}: {name_it}")
     if status.st_size == 0:
         raise StoreError(f"it is empty: {name_it} (a copy of a WAL store needs its -wal)")
@@ -556,7 +555,7 @@ class Store:
         self.schema_version = 0  # moves with every change of the schema
         self.triggers: list[str] = []  # on the table: a write to a row may change others
         self.held = 0.0  # seconds from BEGIN to the end of COMMIT, last time
-        self.released = self._locked = self._company_until = -math.inf
+        self.released_at = self._locked_at = self._company_until = -math.inf
         timeout = min(LOCK_SLICE, patience.busy_timeout)
         uri = f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}"
         uri = re.sub("^file://(?!/)", "file:////", uri)  # a Windows share takes four slashes
@@ -607,11 +606,11 @@ class Store:
         With a rollback journal a COMMIT waits for readers while it keeps new ones out.
         EXCLUSIVE waits for them beforehand; in WAL mode it is the same as IMMEDIATE.
         """
-        rest = self.held * (REST_IN_COMPANY if self._locked < self._company_until else REST_ALONE)
-        rest = max(0.0, min(rest, LONGEST_REST) - (time.monotonic() - self.released))
-        self.patience.sleep(rest + (self.patience.pause if self.held else 0))
+        factor = REST_IN_COMPANY if self._locked_at < self._company_until else REST_ALONE
+        rest = min(self.held * factor, LONGEST_REST) - (time.monotonic() - self.released_at)
+        self.patience.sleep(max(0.0, rest) + (self.patience.pause if self.held else 0))
         self.execute("BEGIN EXCLUSIVE")
-        self._locked = time.monotonic()
+        self._locked_at = time.monotonic()
         try:
             yield
             if self.connection.in_transaction:
@@ -619,8 +618,8 @@ class Store:
         finally:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            self.released = time.monotonic()
-            self.held = self.released - self._locked
+            self.released_at = time.monotonic()
+            self.held = self.released_at - self._locked_at
 
     def changed_since(self, version: int) -> bool:
         """Under the lock: whether another connection committed since the data_version was this.
@@ -635,7 +634,7 @@ class Store:
         return changed
 
     def count(self, first: int, last: int, rows: int) -> Iterator[Range]:
-        """Count what is between two audit_ids, so many rows at a time: no read locks for long."""
+        """Count what is between two audit_ids, so many rows at a time: no read lock lasts long."""
         while first <= last:
             self.patience.check()
             end, *numbers = self.execute(COUNT_RANGE, first, rows, last).fetchone()
@@ -709,7 +708,8 @@ def make_backup(store: Store, path: Path, target: Path, screen: "Screen") -> Non
     partial = Path(f"{target}.partial")
     for file in (partial, *(Path(f"{target}{suffix}") for suffix in ("", *COMPANIONS))):
         if os.path.lexists(file):  # SQLite would play an old journal into the copy
-            raise StoreError(f"{file} exists: name another file, or remove what a killed run left")
+            left = "" if file == target else ", or remove what a killed run left"
+            raise StoreError(f"{file} exists: name another file{left}")
 
     def on_step(_status: int, left: int, total: int) -> None:
         if store.patience.signum is not None:
@@ -780,7 +780,7 @@ def read_rows(store: Store, first: int, last: int) -> list[Plan]:
 class ReadAhead:
     """Reads the next batch in a thread, on a connection of its own, while this one is written.
 
-    SQLite writes without Python's lock, so the two go on side by side. It is not `wanted` with a
+    SQLite writes without holding the GIL, so the two go on side by side. It is not `wanted` with a
     rollback journal: a read would hold up our own COMMIT.
     """
 
@@ -797,8 +797,8 @@ class ReadAhead:
             with suppress(RuntimeError):  # no thread is to be had
                 self._begun = self._worker.submit(read_batch, self._store, part, size, version)
 
-    def finish(self) -> None:
-        """Wait until no read of the thread's is open."""
+    def wait(self) -> None:
+        """Wait for the read that is going on, if there is one."""
         if self._begun is not None:
             self._begun.exception()
 
@@ -838,7 +838,7 @@ def backfill_batch(store: Store, batch: Batch) -> tuple[Batch, list[Plan]] | Non
             if store.connection.in_transaction:
                 outcome = write_row(store, plan.audit_id)
                 refused = outcome is not None and outcome.kind.left_null == "refused"
-                # Without triggers, a row is as planned: perhaps write_rows() has written it.
+                # Without triggers, a row is as planned; if it is closed, write_rows() wrote it.
                 outcomes.append(outcome if by_row or refused else plan)
         if not store.connection.in_transaction and batch.size > 1:
             return None
@@ -990,7 +990,7 @@ def run(options: argparse.Namespace, summary: Summary, screen: "Screen", patienc
     """Fill or verify the store; say in `summary` how it ended, and return the exit code."""
     try:
         if options.verify:
-            return verify(options, patience)
+            return verify(options, patience)  # which prints its own verdict
         fill_store(options, summary, screen, patience)
     except (KeyboardInterrupt, StoreError, sqlite3.Error, OSError, MemoryError) as error:
         cut_short = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
@@ -1015,7 +1015,7 @@ def fill_store(
     with closing(store.connection):
         check_schema(store)
         version, migration = store.fetch(DATA_VERSION), newest_migration(store)
-        before = {file: file.stat() for file in (path, Path(f"{path}-wal")) if file.exists()}
+        files = {file: file.stat() for file in (path, Path(f"{path}-wal")) if file.exists()}
         if options.backup is not None and not options.dry_run:
             make_backup(store, path, Path(os.path.abspath(options.backup)), screen)  # noqa: PTH100
             summary.backup = str(options.backup)
@@ -1028,8 +1028,8 @@ def fill_store(
         summary.begin()
         try:
             with closing(ReadAhead(path, wanted=store.in_wal and not options.dry_run)) as ahead:
-                patience.before_stop = ahead.finish
-                fill_rows(store, ahead, before, summary, screen)
+                patience.before_stop = ahead.wait
+                fill_rows(store, ahead, files, summary, screen)
             touched = store.fetch(DATA_VERSION) != version or store.triggers
             if touched and not options.dry_run:
                 count_again(store, summary, migration, screen)
@@ -1038,7 +1038,7 @@ def fill_store(
 
 
 def fill_rows(
-    store: Store, ahead: ReadAhead, before: dict[Path, Any], summary: Summary, screen: "Screen"
+    store: Store, ahead: ReadAhead, files: dict[Path, Any], summary: Summary, screen: "Screen"
 ) -> None:
     """Go through the ranges with open rows, batch by batch, and keep `summary` up to date.
 
@@ -1062,7 +1062,7 @@ def fill_rows(
             long_for = long_for + 1 if wal_size > LONG_WAL else 0
             if upcoming is not None and long_for % 2 == 0:
                 ahead.begin(upcoming, rows, version)
-            released = store.released
+            released_at = store.released_at
             done = (batch, batch.plans) if summary.dry_run else backfill_batch(store, batch)
             if done is None:
                 undone_to = batch.last
@@ -1071,16 +1071,16 @@ def fill_rows(
             summary.add(counted, batch, outcomes)
             log_rows(outcomes)
             screen.show(label, "rows", summary.reached, summary.to_fill)
-            for file, was in before.items():
+            for file, was in files.items():
                 now = file.stat() if file.exists() else None
                 if now is None or not os.path.samestat(now, was):
                     raise StoreError(f"{file} was {MOVED}")
-                wal_size = now.st_size if file.name.endswith("-wal") else 0
+                wal_size = now.st_size if file.name.endswith("-wal") else wal_size
             if long_for > 2 and long_for % 2 and wal_size > huge:
                 huge = sys.maxsize  # once
                 log.warning("the -wal has %.0f MB: an open read may hold it up", wal_size / 1e6)
             part = part._replace(first=batch.last + 1)
-            wrote = store.released != released
+            wrote = store.released_at != released_at
             if wrote and store.held > SHRINK_ABOVE:
                 size = max(1, batch.size // 2)
             elif (wrote and store.held < GROW_BELOW) or summary.dry_run:
@@ -1199,7 +1199,7 @@ class Screen(logging.Handler):
 
 
 def forget(stream: TextIO) -> None:
-    """Let what is written from now on go nowhere, so that Python's last flush is no error."""
+    """Send what is written from now on nowhere, so that Python's last flush raises nothing."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -1357,13 +1357,13 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--backup", "PATH", _path, None, "first copy the store to this file"),
         ("--busy-timeout", "SECONDS", float, 30, "longest wait for a lock (default %(default)s)"),
         ("--pause", "SECONDS", float, 0.0, "extra rest between batches, for a busy store"),
-        ("--log-file", "PATH", _path, None, "append a record of the run and of each odd row"),
+        ("--log-file", "PATH", _path, None, "append a record of the run, a line for each odd row"),
     ):
         parser.add_argument(option, metavar=metavar, type=kind, default=default, help=meaning)
     for option, meaning in (
         ("--dry-run", "write nothing, show what a run would do"),
         ("--verify", f"check a filled store with {VERIFICATION}"),
-        ("--json", "print nothing but the summary, as a JSON object"),
+        ("--json", "print the summary on stdout, as a JSON object"),
         ("--quiet", "only errors on stderr"),
     ):
         parser.add_argument(option, action="store_true", help=meaning)

@@ -82,8 +82,7 @@ class Result(NamedTuple):
 
     @property
     def summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = json.loads(self.out)
-        return summary
+        return dict(json.loads(self.out))
 
 
 def run(*arguments: object) -> Result:
@@ -234,10 +233,7 @@ class StoreTest(unittest.TestCase):
             time.sleep(0.005)
 
     def count_filled(self) -> int:
-        ((count,),) = self.query(
-            "SELECT count(*) FROM task_audits"
-            " WHERE source_event_ts NOT NULL AND supervisor_processed_at NOT NULL"
-        )
+        ((count,),) = self.query(f"SELECT count(*) FROM task_audits WHERE {S} || {P} NOT NULL")
         return int(count)
 
     def run_beside(self, sql: str, *options: object, before: int = 1) -> Result:
@@ -1419,8 +1415,8 @@ class LockTest(StoreTest):
             ):
                 store = backfill.Store(self.path, backfill.Patience(0.2, 7), read_only=False)
                 store.connection.close()
-                store.connection, store.held, store.released = connection, held, 100.0 - free
-                store._locked, store._company_until = 90.0, 90.0 + company
+                store.connection, store.held, store.released_at = connection, held, 100.0 - free
+                store._locked_at, store._company_until = 90.0, 90.0 + company
                 with store.transaction():
                     pass
                 self.assertAlmostEqual(sleep.call_args[0][0], expected + 7 * (held > 0))
@@ -1745,7 +1741,7 @@ BAD_STORES: list[tuple[str, str | Callable[[Path], object], str]] = [
     ("a directory", Path.mkdir, "directory"),
     ("a pipe", os.mkfifo, "regular file"),
     ("an empty file", Path.touch, "empty"),
-    ("no database", lambda path: path.write_text("rubbish" * 100), "no SQLite database"),
+    ("no database", lambda path: path.write_text("rubbish" * 100), "not a SQLite database"),
     ("no table", "CREATE TABLE other (a)", "no table task_audits"),
     ("a view", "CREATE VIEW task_audits AS SELECT 1", "no table task_audits"),
     *((f"no {c}", table(*(n for n in NEEDED if n != c)), "has no column") for c in NEEDED),
@@ -2652,7 +2648,12 @@ class DocumentsTest(StoreTest):
             self.assertIn(f"`{reason}`", str(cells))
 
     def test_the_candidates_are_the_programs_own(self) -> None:
-        for column, names in backfill.FIELDS.items():
+        sql = self.read("verify_backfill.sql")
+        scanned = re.findall(r"json_extract\(payload, '\$\.(\w+)'\)", sql)
+        self.assertEqual(scanned, [*itertools.chain(*backfill.FIELDS.values())])
+        for target, (column, names) in enumerate(backfill.FIELDS.items(), 1):
+            for rank, name in enumerate(names, 1):
+                self.assertIn(f"({target}, {rank}, '{name}')", sql)
             listed = ", ".join(f"`{name}`" for name in names)
             row = f"| `{column}` | payload {listed}, then the row's `created_at` |\n"
             self.assertIn(row, self.read(MANUAL))

@@ -75,8 +75,8 @@ SELECT audit_id, target, CAST(payload AS TEXT) AS payload,
 -- there, or with that and the Z that rule 5 adds where there is no offset. The value must be a
 -- moment that exists (julianday() makes another day of the 30th of February, and of hour 24), with
 -- up to nine digits of a second, and with Z, an offset that strftime() takes, or neither. So the
--- scan takes nothing for right that the close examination would not. The latest rows are left to
--- it, because they are shown. usual: in the form that AgentOS writes itself.
+-- scan accepts nothing that the close examination would reject. That gets the latest rows too,
+-- because they are shown. usual: in the form that AgentOS writes itself.
 -- LIMIT -1, here and below, keeps SQLite from working out an inner column once for each use of it.
 CREATE TABLE temp.latest AS SELECT audit_id FROM temp.event ORDER BY audit_id DESC LIMIT 10;
 INSERT INTO temp.value (audit_id, target, type, us, utc, finding, passed_over)
@@ -113,7 +113,7 @@ SELECT audit_id, target, 'text',
 
 -- == The close examination ========================================================================
 
--- Of the values that the scan has left, each column (rank 0) and each candidate that is there.
+-- For the values that the scan has left: each column (rank 0) and each candidate that is there.
 -- cause: why nothing can be taken from the row.
 CREATE TABLE temp.instant (audit_id INTEGER, target INTEGER, rank INTEGER, cause TEXT, type TEXT,
                            text TEXT, us INTEGER, utc INTEGER,
@@ -398,11 +398,11 @@ SELECT printf('%-24s %12d %14d %18d
  GROUP BY target;
 INSERT INTO temp.verdict
 SELECT 5, 'timestamp sanity',
-       CASE WHEN unreadable + mixed > 0 THEN 'FAIL' WHEN odd > 0 THEN 'WARN'
+       CASE WHEN unreadable + mixed > 0 THEN 'FAIL' WHEN out_of_range > 0 THEN 'WARN'
             WHEN number = 0 THEN 'INFO' ELSE 'PASS' END,
-       printf('%d unreadable, %d mixed pairs, %d out of range', unreadable, mixed, odd)
+       printf('%d unreadable, %d mixed pairs, %d out of range', unreadable, mixed, out_of_range)
   FROM (SELECT total(number - missing) AS number, total(unreadable) AS unreadable,
-               total(future) + total(outside) AS odd
+               total(future) + total(outside) AS out_of_range
           FROM temp.tally),
        (SELECT total(mixed) AS mixed FROM temp.lag);
 SELECT * FROM temp.last_line;
