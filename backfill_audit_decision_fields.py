@@ -290,7 +290,7 @@ def first_usable(fields: dict[str, Any], column: str, created_at: object) -> Fou
                     shown = f"{type(candidate).__name__} of length {len(str(candidate))}"
                 skipped = f"{name} is not a timestamp: {shown}"
     value = as_timestamp(created_at)
-    return NOT_FOUND if value is None else Found(value, FALLBACK, skipped)
+    return Found(value, None if value is None else FALLBACK, skipped)
 
 
 def as_timestamp(value: object) -> str | None:
@@ -362,7 +362,7 @@ class Plan(NamedTuple):
     supervisor_processed_at: object
     values: Pair  # None where nothing is to be written
     kind: Kind
-    skipped: Pair  # for each value, the field that was there and unusable, and what it holds
+    skipped: Pair  # for each NULL, the field that was there and unusable, and what it holds
     reason: str | None  # more words for kind.left_null
 
 
@@ -961,8 +961,8 @@ class Summary(Figures):
             self.examples[kind] = next(plan for plan in outcomes if plan.kind == kind)
         for plan in outcomes:
             if plan.skipped != NOTHING:
-                for column, skipped in zip(FIELDS, plan.skipped, strict=True):
-                    self.unusable[column] += skipped is not None
+                for column, skipped, value in zip(FIELDS, plan.skipped, plan.values, strict=True):
+                    self.unusable[column] += None not in (skipped, value)
 
     def end(self, seconds: float) -> None:
         """Work out the figures that follow from the others."""
@@ -1251,12 +1251,13 @@ def describe(plan: Plan) -> Iterator[str]:
     kept_values = plan.source_event_ts, plan.supervisor_processed_at
     columns = zip(FIELDS, kept_values, plan.values, plan.kind.sources, plan.skipped, strict=True)
     for column, kept, value, source, skipped in columns:
+        because = f", because {skipped}" if skipped else ""
         if kept is not None:
             yield f"{column} {printable(kept, CUT)} (already there)"
         elif value is None:
-            yield f"{column} left NULL"
+            yield f"{column} left NULL{because}"
         else:
-            yield f"{column} {value} from {source}{f', because {skipped}' if skipped else ''}"
+            yield f"{column} {value} from {source}{because}"
     if plan.kind.left_null is not None:
         more = f": {printable(plan.reason, CUT)}" if plan.reason else ""
         yield f"{LEFT_NULL[plan.kind.left_null]}{more}"
@@ -1308,9 +1309,8 @@ def format_verdict(summary: Summary) -> str:
     filled = f"{summary.filled:,} of {summary.to_fill:,} rows"
     again = " without --backup" if summary.backup is not None else ""
     wrote = any(kind.sources != NOTHING for kind in summary.kinds)
-    stays = (
-        "nothing was written" if summary.dry_run or not wrote else f"{filled} filled, which stay"
-    )
+    written = wrote and not summary.dry_run
+    stays = f"{filled} filled, which stay" if written else "nothing was written"
     if summary.status == "failed":
         stays = f"; {stays}" if summary.reached < summary.to_fill else ""
         backup = f"; the backup stays: run again{again}" if again else ""

@@ -848,7 +848,7 @@ class LogFileTest(StoreTest):
             (row(source_ts=EVENT), f"INFO {source} {EVENT} from source_ts; {back}"),
             ({"source_event_ts": EVENT, **row(source_ts=5)}, f"INFO .* .already.*; {back}"),
             ({"payload": '{"source_ts": 5'}, f"{left} left.*; .*JSON: E.*"),
-            ({"created_at": "x", **row(source_ts=5, timestamp=DONE)}, f"{left} {DONE} .*; no t.*"),
+            ({"created_at": "x", **row(source_ts=5, timestamp=DONE)}, "WARNING .*, bec.*; no t.*"),
             ({"source_event_ts": EVENT, **UNFILLABLE}, f"WARNING .*{processed} left.*; no t.*"),
             ({"supervisor_processed_at": b"x"}, f"{left} b'x' .already there.; .*BLOB.*"),
             ({"event_type": "SUPERVISOR_NO"}, f"{left} left.*; .*not today.*"),
