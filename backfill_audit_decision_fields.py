@@ -60,8 +60,7 @@ log = logging.getLogger("backfill_audit_decision_fields")
 
 # --- The rules as data (numbered as in README_BACKFILL.md), with the SQL ------------------------
 
-# Rule 2: the payload fields that can fill each column. The first usable one wins; after them
-# comes the row's own created_at.
+# Rule 2: the payload fields for each column. The first usable one wins, then the row's created_at.
 FIELDS = {
     "source_event_ts": ("source_event_ts", "source_ts", "event_timestamp", "task_created_at"),
     "supervisor_processed_at": ("supervisor_processed_at", "processed_at", "timestamp"),
@@ -83,8 +82,7 @@ ANY_FORM = re.compile(
 NUMBER_AS_TEXT = re.compile(r"[1-9]\d{8,18}(?:\.\d+)?", re.ASCII)
 EPOCH = datetime(1970, 1, 1)
 EARLIEST, LATEST = 946_684_800_000_000, 4_102_444_800_000_000  # 2000 and 2100, microseconds
-# An epoch counts seconds, milli-, micro- or nanoseconds; here, each in nanoseconds. Within the
-# years 2000 to 2099 the four don't overlap.
+# Seconds, milli-, micro- and nanoseconds, in nanoseconds. Within these years they don't overlap.
 EPOCH_UNITS = (10**9, 10**6, 1000, 1)
 
 # Rule 4: our own bound. Python's varies from version to version, and some versions crash at it
@@ -143,10 +141,11 @@ STATEMENTS = (COUNT_RANGE, SELECT_LAST_OF_BATCH, READ_ROWS, UPDATE_ROW, UPDATE_R
 SELECT_TABLE = "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = ?"
 SELECT_COLUMNS = "SELECT lower(name) FROM pragma_table_xinfo(?)"
 SELECT_TRIGGERS = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = ?"
-SELECT_UNIQUE = """
-    SELECT lower(info.name)
+SELECT_UNIQUE = f"""
+    SELECT info.name
       FROM pragma_index_list('task_audits') AS list, pragma_index_info(list.name) AS info
-     WHERE list.origin = 'u'
+      JOIN pragma_table_xinfo('task_audits') USING (cid)  -- hidden > 1: it is generated
+     WHERE origin = 'u' AND (hidden > 1 OR lower(info.name) IN {tuple(FIELDS)})
 """
 HAS_MANY_ROWS = "SELECT EXISTS (SELECT 1 FROM task_audits LIMIT 1 OFFSET 1000)"
 BY_ROWID = "USING INTEGER PRIMARY KEY (rowid=?)"
@@ -176,7 +175,6 @@ PROJECT, VERIFICATION = "backfill-audit-decision-fields", "verify_backfill.sql"
 VERDICT_CONSTRAINT = "the line above names the checks that fail"  # breaks if there is one
 
 # What an error of SQLite's means and what to do, by its extended code or else its primary one.
-# A sentence claims no more than the code says.
 MOVED = "moved, replaced or removed during the run: see which file the agents use, and run on that"
 CAUSES = {
     sqlite3.SQLITE_CORRUPT_VTAB: "a search index (a virtual table) is out of step with its table: "
@@ -337,8 +335,7 @@ def _from_epoch(number: float) -> str | None:
 
 # --- A row: what to write to it ----------------------------------------------------------------
 
-# One for each of the two columns, in the order of FIELDS.
-Pair = tuple[str | None, str | None]
+Pair = tuple[str | None, str | None]  # one for each column, in the order of FIELDS
 NOTHING = (None, None)
 
 
@@ -492,7 +489,7 @@ def find_store(path: Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         named = filter(None, map(os.environ.get, STORE_VARIABLES))
         places = dict.fromkeys(map(_path, (*named, *STORE_PLACES)))
-        found = ", ".join(shlex.quote(str(place)) for place in places if place.is_file())
+        found = ", ".join(filter(os.path.isfile, map(str, places)))  # raises nothing
         raise StoreError(f"there is no file: {name_it} (found here: {found or 'none'})") from None
     if not path.is_file():
         what = "a directory" if path.is_dir() else "not a regular file"
@@ -585,6 +582,8 @@ class Store:
         while True:
             try:
                 return self.connection.execute(sql, parameters)
+            except UnicodeDecodeError as error:  # the words of SQLite's error are not UTF-8
+                raise sqlite3.DatabaseError(str(error)) from error
             except sqlite3.OperationalError as error:
                 left = give_up - time.monotonic()
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or left <= 0:
@@ -669,8 +668,8 @@ def check_schema(store: Store) -> None:
     missing = ", ".join(column for column in NEEDED_COLUMNS if column not in columns)
     if missing:
         raise StoreError(f"task_audits has no column {missing}: {apply_it}")
-    unique = set(FIELDS).intersection(store.fetch_all(SELECT_UNIQUE))
-    if unique and re.search(r"\bREPLACE\b", str(table), re.IGNORECASE):
+    unique = store.fetch_all(SELECT_UNIQUE)
+    if unique and re.search(r"(?is)\bCONFLICT\b.*\bREPLACE\b", str(table)):
         words = f"{' and '.join(unique)} of task_audits is UNIQUE with ON CONFLICT REPLACE"
         raise StoreError(f"{words}, so that a write could delete another row: rebuild it without")
     asked = (f"EXPLAIN QUERY PLAN {sql}" for sql in STATEMENTS)
@@ -1227,10 +1226,11 @@ def open_log(options: argparse.Namespace, store: Path) -> None:
         if file is not None and os.path.realpath(file) in taken:
             raise StoreError(f"{option} names the store or a file of SQLite's: name another file")
     if options.log_file is not None:
+        file = Path(os.path.realpath(options.log_file))
         with suppress(FileExistsError):
-            os.close(os.open(options.log_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            copy_mode(store, options.log_file)
-        log.addHandler(LogFile(options.log_file))
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            copy_mode(store, file)
+        log.addHandler(LogFile(file))
         log.setLevel(logging.INFO)
     log.info("begin: version %s, %s, %s", __version__, printable(store), vars(options))
 

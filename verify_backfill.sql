@@ -54,7 +54,8 @@ CREATE TABLE temp.value (audit_id INTEGER, target INTEGER, type TEXT, us INTEGER
 
 -- NOT INDEXED: a scan, whatever the statistics say.
 CREATE VIEW temp.event AS
-SELECT * FROM main.task_audits NOT INDEXED WHERE event_type LIKE '%SUPERVISOR%';
+SELECT audit_id, event_type, payload, created_at, source_event_ts, supervisor_processed_at
+  FROM main.task_audits NOT INDEXED WHERE event_type LIKE '%SUPERVISOR%';
 -- odd: SQLite may read the payload differently than Python. other: the other column.
 CREATE VIEW temp.given AS
 SELECT audit_id, target, CAST(payload AS TEXT) AS payload,
@@ -254,7 +255,7 @@ CREATE TABLE temp.tally AS
 SELECT target, finding, count(*) AS number, sum(type = 'null') AS missing,
        min(CASE type WHEN 'null' THEN audit_id END) AS first, sum(passed_over) AS passed_over,
        sum(us IS NULL AND type <> 'null') AS unreadable, min(us) AS earliest, max(us) AS latest,
-       sum(us > strftime('%s', 'now') * 1000000) AS future,
+       sum(us >= (strftime('%s', 'now') + 1) * 1000000) AS future,
        sum(us NOT BETWEEN 946684800000000 AND 4102444799999999) AS outside
   FROM temp.value
  GROUP BY finding, target;
@@ -263,8 +264,7 @@ SELECT target, finding, count(*) AS number, sum(type = 'null') AS missing,
 CREATE TABLE temp.lag (place INTEGER PRIMARY KEY, us INTEGER, mixed INTEGER);
 INSERT INTO temp.lag (us, mixed)
 SELECT sum(CASE target WHEN 1 THEN -us ELSE us END), min(utc) <> max(utc)
-  FROM temp.value
- GROUP BY audit_id
+  FROM temp.value GROUP BY audit_id
 HAVING count(us) = 2 ORDER BY 2, 1;
 
 -- == The eight checks =============================================================================
