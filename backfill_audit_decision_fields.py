@@ -93,8 +93,7 @@ BRACKET = re.compile(r"[][{}]")
 # An integer with more digits than any timestamp is read as the nearest float.
 DECODER = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
 
-# Why a row stays NULL: the keys of the summary, and what they mean.
-LEFT_NULL = {
+LEFT_NULL = {  # why a row stays NULL: the summary's keys, and what they mean
     "malformed_json": "the payload is not JSON",
     "no_timestamp": "no timestamp for a column, not even created_at",
     "unreadable": "the other column does not hold text",
@@ -166,8 +165,7 @@ STORE_PLACES = (
 )
 COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite's own files beside a store
 MOUNTS = Path("/proc/self/mounts")
-# A list of what is local ages better than a list of what is not.
-LOCAL_FILE_SYSTEMS = (
+LOCAL_FILE_SYSTEMS = (  # such a list ages better than one of what is not local
     "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs tmpfs ramfs overlay "
     "fuse.fuse-overlayfs exfat vfat ntfs3 fuseblk squashfs erofs"
 )
@@ -179,7 +177,7 @@ MOVED = "moved, replaced or removed during the run: see which file the agents us
 CAUSES = {
     sqlite3.SQLITE_CORRUPT_VTAB: "a search index (a virtual table) is out of step with its table: "
     "mend it with INSERT INTO name(name) VALUES('rebuild')",
-    sqlite3.SQLITE_READONLY_ROLLBACK: "a kill left its journal: run once without --dry-run",
+    sqlite3.SQLITE_READONLY_ROLLBACK: "a kill left its journal: do a run, without --dry-run",
     sqlite3.SQLITE_READONLY_DBMOVED: f"it was {MOVED}",
     sqlite3.SQLITE_BUSY: "another process held its lock: run again, or with more --busy-timeout",
     sqlite3.SQLITE_FULL: "the disk or the store is full: make room, then run again",
@@ -195,8 +193,7 @@ CAUSES = {
     sqlite3.SQLITE_ERROR: "SQLite gave up: look in the schema for what it names, then run again",
 }
 NO_ROWS_FAULT = {*CAUSES, sqlite3.SQLITE_LOCKED} - {sqlite3.SQLITE_ERROR}
-# Some causes have no code of their own, only words.
-MISSING = ("no such", "unknown function")
+MISSING = ("no such", "unknown function")  # a cause that has no code of its own, only words
 NEEDS = "a trigger, an index or a CHECK needs what is not there: load it, or mend the schema"
 TOO_NEW = ("malformed database schema", "unsupported file format")
 NEWER = f"SQLite {sqlite3.sqlite_version} cannot read that: use a newer Python"
@@ -640,7 +637,7 @@ class Store:
             if end is None:
                 return
             yield Range(first, end, *numbers)
-            first = end + 1
+            first = max(first, end) + 1
 
 
 def decode_text(text: bytes) -> str | bytes:
@@ -707,8 +704,8 @@ def make_backup(store: Store, path: Path, target: Path, screen: "Screen") -> Non
     partial = Path(f"{target}.partial")
     for file in (partial, *(Path(f"{target}{suffix}") for suffix in ("", *COMPANIONS))):
         if os.path.lexists(file):  # SQLite would play an old journal into the copy
-            left = "" if file == target else ", or remove what a killed run left"
-            raise StoreError(f"{file} exists: name another file{left}")
+            cure = "run without --backup" if file == target else "remove what a killed run left"
+            raise StoreError(f"{file} exists: name another file, or {cure}")
 
     def on_step(_status: int, left: int, total: int) -> None:
         if store.patience.signum is not None:
@@ -765,6 +762,8 @@ def read_batch(store: Store, part: Range, size: int, version: int) -> Batch:
     """Read and plan the open rows among the first `size` rows of a part of the table."""
     last = store.fetch(SELECT_LAST_OF_BATCH, part.first, 1, size - 1)
     last = part.last if last is None else min(last, part.last)
+    if last < part.first:  # pages are damaged so that SQLite doesn't see it: go no further
+        raise StoreError(CAUSES[sqlite3.SQLITE_CORRUPT])
     return Batch(part, size, version, last, read_rows(store, part.first, last))
 
 
@@ -1105,8 +1104,8 @@ def count_again(store: Store, summary: Summary, before: tuple[int, int], screen:
         culprit = f"a trigger ({triggers}) or another process" if triggers else "another process"
         if newest_migration(store) != before:
             culprit = "a migration"
-        words = f"{counted_as(undone, 'row has', 'rows have')} a NULL again, set back by {culprit}"
-        raise StoreError(f"{words}: see to that, then run again")
+        words = f"{counted_as(undone, 'row has', 'rows have')} a NULL again, set back or inserted"
+        raise StoreError(f"{words} by {culprit}: see to that, then run again")
 
 
 # --- Progress, log, report, verdict ---------------------------------------------------------------
@@ -1312,7 +1311,8 @@ def format_verdict(summary: Summary) -> str:
     written = wrote and not summary.dry_run
     stays = f"{filled} filled, which stay" if written else "nothing was written"
     if summary.status == "failed":
-        stays = f"; {stays}" if summary.reached < summary.to_fill else ""
+        unsure = MOVED in str(summary.error)  # what stays, and where
+        stays = f"; {stays}" if summary.reached < summary.to_fill and not unsure else ""
         backup = f"; the backup stays: run again{again}" if again else ""
         return f"failed: {summary.error}{stays}{backup}"
     if summary.status == "interrupted":
