@@ -31,7 +31,7 @@ import threading
 import time
 import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import partial
@@ -230,8 +230,8 @@ class StoreTest(unittest.TestCase):
             time.sleep(0.005)
 
     def count_filled(self) -> int:
-        ((count,),) = self.query(f"SELECT count(*) FROM task_audits WHERE {S} || {P} NOT NULL")
-        return int(count)
+        filled = self.query(f"SELECT count(*) FROM task_audits WHERE {S} || {P} NOT NULL")
+        return int(filled[0][0])
 
     def run_beside(self, sql: str, *options: object, before: int = 1) -> Result:
         with self.beside(sql, before=before):
@@ -1138,9 +1138,8 @@ class ChangedRowsTest(StoreTest):
         chance, changed, other = random.Random(1), 0, self.connect()
         while process.poll() is None:
             other.execute("BEGIN IMMEDIATE")
-            found = other.execute(
-                f"{FOUND} WHERE source_event_ts IS NULL AND event_type <> 'TASK' LIMIT {reach}"
-            ).fetchall()
+            open_rows = f"{FOUND} WHERE {S} IS NULL AND event_type <> 'TASK' LIMIT {reach}"
+            found = other.execute(open_rows).fetchall()
             for audit_id, *_ in chance.sample(found, min(20, len(found))):
                 changed += 1
                 moment = f"2026-03-01T00:00:00.{changed:06}Z"
@@ -1530,11 +1529,10 @@ class SignalTest(StoreTest):
                 self.assertEqual(self.finish(process).summary["filled"], rows)
 
     def test_handlers_are_as_before_when_a_run_has_ended(self) -> None:
-        signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)
-        before = [signal.getsignal(signum) for signum in signals]
+        before = list(map(signal.getsignal, backfill.HEARD))
         self.fresh({})
         self.fill()
-        self.assertEqual([signal.getsignal(signum) for signum in signals], before)
+        self.assertEqual(list(map(signal.getsignal, backfill.HEARD)), before)
 
 
 # --- The end of a run -----------------------------------------------------------------------------
@@ -1703,13 +1701,19 @@ LOCAL = "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs tmpfs ramfs ove
 LOCAL += "fuse.fuse-overlayfs exfat vfat ntfs3 fuseblk squashfs erofs"
 
 
-def in_child(prepare: Callable[[], object], *arguments: object) -> Result:
-    """Run the tool in a process of its own, which first does something to itself."""
+def fork_off(work: Callable[[], object]) -> tuple[Any, Any]:
+    """Start a process like this one; return it and the pipe that the work's result comes by."""
     fork = multiprocessing.get_context("fork")
     reader, pipe = fork.Pipe(duplex=False)
-    child = fork.Process(target=lambda: pipe.send(prepare() or run(*arguments)))
+    child = fork.Process(target=lambda: pipe.send(work()))
     child.start()
     pipe.close()
+    return child, reader
+
+
+def in_child(prepare: Callable[[], object], *arguments: object) -> Result:
+    """Run the tool in a process of its own, which first does something to itself."""
+    child, reader = fork_off(lambda: prepare() or run(*arguments))
     result: Result = reader.recv()
     child.join()
     return result
@@ -2079,8 +2083,7 @@ class BackupTest(StoreTest):
 
     def test_a_signal_leaves_no_file_and_writes_nothing(self) -> None:
         result = self.back_up(lambda: signal.raise_signal(signal.SIGTERM))
-        left = (result.code, self.count_filled(), list(self.files()))
-        self.assertEqual(left, (143, 0, ["store.db"]))
+        self.assertEqual((result.code, self.count_filled(), *self.files()), (143, 0, "store.db"))
 
     def test_a_name_that_is_taken_meanwhile_is_not_overwritten(self) -> None:
         copy = self.folder / "copy.db"
@@ -2771,11 +2774,11 @@ class DocumentsTest(StoreTest):
 PROCESSES = 6
 
 
-def run_test(name: str) -> str:
-    """Run a test; return what there is to say if it fails."""
+def run_tests(names: Sequence[str]) -> str:
+    """Run some tests; return what there is to say if one fails."""
     said = io.StringIO()
-    test = unittest.defaultTestLoader.loadTestsFromName(name, sys.modules[__name__])
-    passed = unittest.TextTestRunner(said).run(test).wasSuccessful()
+    tests = unittest.defaultTestLoader.loadTestsFromNames(names, sys.modules[__name__])
+    passed = unittest.TextTestRunner(said).run(tests).wasSuccessful()
     return "" if passed else said.getvalue()
 
 
@@ -2784,13 +2787,11 @@ def run_all() -> int:
     begun = time.monotonic()
     suites: Any = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])
     names = [test.id().removeprefix(f"{__name__}.") for suite in suites for test in suite]
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(PROCESSES, mp_context=fork) as pool:
-        failures = list(filter(None, pool.map(run_test, reversed(names))))  # the longest first
-    print("".join(failures), end="")
-    result = f"{len(failures)} FAILED" if failures else "OK"
-    print(f"{len(names)} tests in {time.monotonic() - begun:.1f} s: {result}")
-    return 1 if failures else 0
+    parts = [partial(run_tests, names[number::PROCESSES]) for number in range(PROCESSES)]
+    said = "".join([reader.recv() for _child, reader in [fork_off(part) for part in parts]])
+    result = "FAILED" if said else "OK"
+    print(f"{said}{len(names)} tests in {time.monotonic() - begun:.1f} s: {result}")
+    return 1 if said else 0
 
 
 if __name__ == "__main__":
