@@ -101,22 +101,22 @@ LEFT_NULL = {  # why a row stays NULL: the summary's keys, and what they mean
 }
 
 SUPERVISOR = "event_type LIKE '%SUPERVISOR%'"
-# A row is open while one of its two columns is NULL.
-OPEN = f"({SUPERVISOR} AND (source_event_ts IS NULL OR supervisor_processed_at IS NULL))"
+HAS_NULL = "(source_event_ts IS NULL OR supervisor_processed_at IS NULL)"  # then a row is open
 
 # NOT INDEXED makes SQLite walk the table itself, whatever indexes there are.
 ROWS_FROM = "FROM task_audits NOT INDEXED WHERE audit_id >= ? ORDER BY audit_id LIMIT ?"
 SELECT_LAST = "SELECT max(audit_id) FROM task_audits NOT INDEXED"
 COUNT_RANGE = f"""
-    SELECT max(audit_id), count(*) FILTER (WHERE is_supervisors), count(*) FILTER (WHERE is_open)
-      FROM (SELECT audit_id, {SUPERVISOR} AS is_supervisors, {OPEN} AS is_open {ROWS_FROM})
+    SELECT max(audit_id), count(*) FILTER (WHERE supervisors),
+           count(*) FILTER (WHERE supervisors AND has_null)
+      FROM (SELECT audit_id, {SUPERVISOR} AS supervisors, {HAS_NULL} AS has_null {ROWS_FROM})
      WHERE audit_id <= ?
 """
 SELECT_LAST_OF_BATCH = f"SELECT audit_id {ROWS_FROM} OFFSET ?"
 READ_ROWS = f"""
     SELECT audit_id, payload, event_type, created_at, source_event_ts, supervisor_processed_at
       FROM task_audits NOT INDEXED
-     WHERE audit_id BETWEEN ? AND ? AND {OPEN}
+     WHERE audit_id BETWEEN ? AND ? AND {HAS_NULL} AND {SUPERVISOR}
 """
 # Rule 1: coalesce() keeps a value that is there.
 UPDATE_ROW = """
