@@ -1225,11 +1225,11 @@ def open_log(options: argparse.Namespace, store: Path) -> None:
         if file is not None and os.path.realpath(file) in taken:
             raise StoreError(f"{option} names the store or a file of SQLite's: name another file")
     if options.log_file is not None:
-        file = Path(os.path.realpath(options.log_file))
-        with suppress(FileExistsError):
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        if not options.log_file.exists():
+            file = Path(os.path.realpath(options.log_file))  # it may be a link to nothing
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
             copy_mode(store, file)
-        log.addHandler(LogFile(file))
+        log.addHandler(LogFile(options.log_file))
         log.setLevel(logging.INFO)
     log.info("begin: version %s, %s, %s", __version__, printable(store), vars(options))
 

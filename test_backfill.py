@@ -2141,7 +2141,7 @@ class OutputTest(StoreTest):
             ('"$@" --json --log-file log <&- >&- 2>&-', 0, ""),
             ('{ "$@"; echo "code $?" >&2; } | true', 0, r"\ncode 0\n\Z"),
             ('{ "$@" --quiet; echo "code $?" >&2; } | true', 0, r"\Acode 0\n\Z"),
-            ('PYTHONIOENCODING=ascii "$@"', 0, ""),
+            ('PYTHONIOENCODING=ascii "$@" --log-file /dev/stderr', 0, "end: completed"),
         ):
             with self.subTest(line):
                 self.fresh(*[{}] * 40 + [{"payload": MALFORMED}])
