@@ -637,7 +637,7 @@ class Store:
             if end is None:
                 return
             yield Range(first, end, *numbers)
-            first = max(first, end) + 1
+            first = max(first, end) + 1  # never back, whatever a damaged page says
 
 
 def decode_text(text: bytes) -> str | bytes:
