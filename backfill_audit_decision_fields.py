@@ -86,7 +86,7 @@ EARLIEST, LATEST = 946_684_800_000_000, 4_102_444_800_000_000  # 2000 and 2100, 
 EPOCH_UNITS = (10**9, 10**6, 1000, 1)
 
 # Rule 4: our own bound. Python's varies from version to version, and some versions crash at it
-# when a thread's stack is small.
+# when a thread's stack is small. JSON has two brackets for a level, so short text isn't counted.
 MOST_LEVELS = 500
 JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 BRACKET = re.compile(r"[][{}]")
@@ -261,7 +261,7 @@ def read_payload(payload: object) -> dict[str, Any]:
         payload = payload.decode()  # its error is a ValueError
     if not isinstance(payload, str) or not payload.strip(WHITE_SPACE):
         return {}
-    if len(payload) > MOST_LEVELS and payload.count("{") + payload.count("[") > MOST_LEVELS:
+    if len(payload) > 1.5 * MOST_LEVELS and payload.count("{") + payload.count("[") > MOST_LEVELS:
         brackets = BRACKET.findall(JSON_STRING.sub("", payload))  # those in strings don't count
         levels = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
         if max(levels, default=0) > MOST_LEVELS:
@@ -936,6 +936,7 @@ class Summary(Figures):
     reached: int = 0  # rows to fill that the run has come to
     kinds: Counter[Kind] = field(default_factory=Counter)  # rows that are filled or left NULL
     examples: dict[Kind, Plan] = field(default_factory=dict)
+    odd_rows: Counter[str] = field(default_factory=Counter)  # that a warning is about, by reason
 
     def begin(self) -> None:
         """Take over what was counted at the start."""
@@ -1067,7 +1068,7 @@ def fill_rows(
                 continue
             batch, outcomes = done
             summary.add(counted, batch, outcomes)
-            log_rows(outcomes)
+            log_rows(outcomes, summary.odd_rows)
             screen.show(label, "rows", summary.reached, summary.to_fill)
             for file, was in files.items():
                 now = file.stat() if file.exists() else None
@@ -1145,18 +1146,14 @@ class Screen(logging.Handler):
 
     def __init__(self, stream: TextIO, *, quiet: bool) -> None:
         super().__init__(logging.ERROR if quiet else logging.WARNING)
-        self.counts: Counter[Any] = Counter()  # warnings, by reason
         self._stream, self._quiet = stream, quiet
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._label, self._shown, self._began, self._next = "", -1, 0.0, 0.0  # of the phase
         self._drawn = False  # whether there is a line to clear
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record; of those with a reason, only the first ones, and count them all."""
-        reason = getattr(record, "reason", None)
-        if reason is not None:
-            self.counts[reason] += 1
-        if self.counts[reason] <= EXAMPLES:
+        """Show a record, unless it is about a row and more like it were shown."""
+        if getattr(record, "nth", 1) <= EXAMPLES:
             self.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
     def say(self, text: str, *, even_if_quiet: bool = False) -> None:
@@ -1234,13 +1231,16 @@ def open_log(options: argparse.Namespace, store: Path) -> None:
     log.info("begin: version %s, %s, %s", __version__, printable(store), vars(options))
 
 
-def log_rows(outcomes: Sequence[Plan]) -> None:
-    """Log one line for each row of which there is something to say."""
+def log_rows(outcomes: Sequence[Plan], odd_rows: Counter[str]) -> None:
+    """Log one line for each row of which there is something to say; count the odd ones."""
     verbose = log.isEnabledFor(logging.INFO)
     for plan in outcomes:
         if plan.kind.left_null is not None or plan.skipped != NOTHING:
-            reason = {"reason": plan.kind.left_null or "skipped"}
-            log.warning("audit_id %s: %s", plan.audit_id, "; ".join(describe(plan)), extra=reason)
+            reason = plan.kind.left_null or "skipped"
+            odd_rows[reason] += 1
+            if verbose or odd_rows[reason] <= EXAMPLES:  # otherwise nobody would see it
+                nth = {"nth": odd_rows[reason]}
+                log.warning("audit_id %s: %s", plan.audit_id, "; ".join(describe(plan)), extra=nth)
         elif verbose and FALLBACK in plan.kind.sources:
             log.info("audit_id %s: %s", plan.audit_id, "; ".join(describe(plan)))
 
@@ -1262,10 +1262,10 @@ def describe(plan: Plan) -> Iterator[str]:
         yield f"{LEFT_NULL[plan.kind.left_null]}{more}"
 
 
-def format_counts(screen: Screen, summary: Summary, log_file: Path | None) -> Iterator[str]:
+def format_counts(summary: Summary, log_file: Path | None) -> Iterator[str]:
     """Yield how many rows there are for each reason of a warning, and how many fall-backs."""
     where = "the log has" if log_file else "--log-file PATH keeps"
-    for reason, number in screen.counts.items():
+    for reason, number in summary.odd_rows.items():
         why = f"left NULL: {LEFT_NULL[reason]}" if reason in LEFT_NULL else "with skipped fields"
         yield f"warning: {counted_as(number, 'row', 'rows')} {why}; {where} a line for each"
     for column, counts in summary.sources.items():
@@ -1408,7 +1408,7 @@ def show_end(options: argparse.Namespace, summary: Summary, screen: Screen) -> i
     except (StoreError, OSError) as error:
         summary.status, summary.error, code = "failed", explain(error, options), EXIT_FAILED
         verdict = format_verdict(summary)
-    for line in format_counts(screen, summary, options.log_file):
+    for line in format_counts(summary, options.log_file):
         screen.say(line)
     report = json.dumps(summary.as_dict()) if options.json else None
     if summary.coverage_before_pct is not None and not options.json:
