@@ -9,6 +9,7 @@
 .timeout 5000
 .mode list
 .headers off
+PRAGMA temp.cache_size = -64000;  -- kB of what is made here that may stay in memory
 
 -- A file without the table ends here.
 CREATE TABLE temp.needed (columns INTEGER CONSTRAINT
@@ -38,18 +39,15 @@ check a copy:  sqlite3 STORE ".backup COPY"; sqlite3 COPY < verify_backfill.sql'
 CREATE TABLE temp.candidate (target INTEGER, rank INTEGER, field TEXT,
                              PRIMARY KEY (target, rank)) WITHOUT ROWID;
 INSERT INTO temp.candidate VALUES
-    (1, 0, 'source_event_ts'), (2, 0, 'supervisor_processed_at'),
-    (1, 1, 'source_event_ts'), (2, 1, 'supervisor_processed_at'),
-    (1, 2, 'source_ts'),       (2, 2, 'processed_at'),
-    (1, 3, 'event_timestamp'), (2, 3, 'timestamp'),
-    (1, 4, 'task_created_at'),
-    (1, 9, 'created_at'),      (2, 9, 'created_at');
+    (1, 0, 'source_event_ts'), (1, 1, 'source_event_ts'), (1, 2, 'source_ts'),
+    (1, 3, 'event_timestamp'), (1, 4, 'task_created_at'), (1, 9, 'created_at'),
+    (2, 0, 'supervisor_processed_at'), (2, 1, 'supervisor_processed_at'), (2, 2, 'processed_at'),
+    (2, 3, 'timestamp'), (2, 9, 'created_at');
 
--- One row for each column (target) of each of the Supervisor's rows. us: the instant in
--- microseconds since 1970, NULL where it is no timestamp. utc: whether it has a UTC offset.
--- winner: the rank of the first usable candidate. says: its text.
-CREATE TABLE temp.value (audit_id INTEGER, target INTEGER, type TEXT, us INTEGER, utc INTEGER,
-                         finding TEXT, passed_over INTEGER, winner INTEGER, holds TEXT, says TEXT,
+-- One row for each column (target) of each of the Supervisor's rows. us: microseconds since 1970,
+-- NULL if it is no timestamp. utc: it has a UTC offset. winner: rank of the first usable candidate.
+CREATE TABLE temp.value (audit_id INTEGER, target INTEGER, missing INTEGER, us INTEGER, utc INTEGER,
+                         finding TEXT, passed_over INTEGER, winner INTEGER,
                          PRIMARY KEY (audit_id, target)) WITHOUT ROWID;
 
 -- NOT INDEXED: a scan, whatever the statistics say.
@@ -74,22 +72,21 @@ SELECT audit_id, target, CAST(payload AS TEXT) AS payload,
 
 -- It settles most values by comparing them, letter by letter, with the first candidate that is
 -- there, or with that and the Z that rule 5 adds where there is no offset. The value must be a
--- moment that exists (julianday() makes another day of the 30th of February, and of hour 24), with
--- up to nine digits of a second, and with Z, an offset that strftime() takes, or neither. So the
--- scan accepts nothing that the close examination would reject. That gets the latest rows too,
--- because they are shown. usual: in the form that AgentOS writes itself.
+-- moment that exists (julianday() takes only digits for a ?, but makes another day of the 30th of
+-- February, and of hour 24), with up to nine digits of a second, and with Z, an offset that
+-- strftime() takes, or neither. The close examination would reject none of these. It gets the
+-- latest rows too, because they are shown. usual: in the form that AgentOS writes itself.
 -- LIMIT -1, here and below, keeps SQLite from working out an inner column once for each use of it.
 CREATE TABLE temp.latest AS SELECT audit_id FROM temp.event ORDER BY audit_id DESC LIMIT 10;
-INSERT INTO temp.value (audit_id, target, type, us, utc, finding, passed_over)
-SELECT audit_id, target, 'text',
+INSERT INTO temp.value (audit_id, target, missing, us, utc, finding, passed_over)
+SELECT audit_id, target, 0,
        CASE WHEN usual THEN round((day - 2440587.5) * 86400) * 1000000 + substr(rest, 2, 6)
             ELSE strftime('%s', substr(value, 1, 19) || ltrim(rest, '.0123456789')) * 1000000
                  + CAST(('0' || rest) * 1000000 + 0.01 AS INTEGER) END,
-       usual OR rest GLOB '*[Z:]*',
+       CASE WHEN usual THEN 1 ELSE rest GLOB '*[Z:]*' END,
        CASE WHEN field IS NULL THEN 'as created_at says' ELSE 'as the payload says' END, 0
   FROM (SELECT audit_id, target, value, field, substr(value, 20) AS rest,
-               value GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]'
-                          || '.[0-9][0-9][0-9][0-9][0-9][0-9]Z' AS usual,
+               value GLOB '20??-??-??[T ]??:??:??.[0-9][0-9][0-9][0-9][0-9][0-9]Z' AS usual,
                julianday(substr(value, 1, 19)) AS day
           FROM (SELECT audit_id, target, value, created_at,
                        CASE target
@@ -102,22 +99,22 @@ SELECT audit_id, target, 'text',
                                      json_extract(payload, '$.timestamp')) END AS field
                   FROM temp.given
                  WHERE NOT odd AND json_valid(payload)
-                   AND audit_id NOT IN (SELECT audit_id FROM temp.latest)
+                   AND audit_id < (SELECT min(audit_id) FROM temp.latest)
                  LIMIT -1)
          WHERE value = coalesce(field, created_at)
             OR value = replace(coalesce(field, created_at), ' ', 'T') || 'Z'
          LIMIT -1)
  WHERE date(day) = substr(value, 1, 10) AND (usual
-        OR (value GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][T ][0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'
-            AND rest NOT GLOB '*[^0-9.:Z+-]*' AND strftime('%s', value)
+        OR (value GLOB '20??-??-??[T ]??:??:??*' AND rest NOT GLOB '*[^0-9.:Z+-]*'
+            AND strftime('%s', value)
             AND rest NOT GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]*'));
 
 -- == The close examination ========================================================================
 
 -- For the values that the scan has left: each column (rank 0) and each candidate that is there.
 -- cause: why nothing can be taken from the row.
-CREATE TABLE temp.instant (audit_id INTEGER, target INTEGER, rank INTEGER, cause TEXT, type TEXT,
-                           text TEXT, us INTEGER, utc INTEGER,
+CREATE TABLE temp.instant (audit_id INTEGER, target INTEGER, rank INTEGER, cause TEXT, value,
+                           us INTEGER, utc INTEGER,
                            PRIMARY KEY (audit_id, target, rank)) WITHOUT ROWID;
 INSERT INTO temp.instant
 WITH doubtful AS (
@@ -183,7 +180,7 @@ moment AS (
                 WHEN number < 1e16 THEN CAST(round(number) AS INTEGER)
                 WHEN number IS NOT NULL THEN (CAST(number AS INTEGER) + 500) / 1000
                 WHEN (rank = 0 OR text GLOB '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ]*')
-                 AND strftime('%Y-%m-%dT%H:%M', minute, '+0 days') = minute
+                 AND date(minute || ':00', '+0 days') = substr(text, 1, 10)
                  AND (clock = '' OR clock GLOB ':[0-5][0-9]'
                       OR (clock GLOB ':[0-5][0-9][.,][0-9]*'
                           AND substr(clock, 5) NOT GLOB '*[^0-9]*'
@@ -193,47 +190,44 @@ moment AS (
                           AND (zone GLOB '[+-][0-9][0-9]' OR zone GLOB '[+-][0-9][0-9][0-5][0-9]'
                                OR zone GLOB '[+-][0-9][0-9]:[0-5][0-9]')))
                 THEN (strftime('%s', minute) + substr(clock, 2, 2)
-                      - (substr(zone, 1, 1) || '60')  -- 0 if there is no sign
-                        * (substr(zone, 2, 2) * 60 + substr(replace(zone, ':', ''), 4))) * 1000000
+                      - CASE WHEN zone GLOB '[+-]*' THEN (substr(zone, 1, 1) || '60')
+                             * (substr(zone, 2, 2) * 60 + substr(replace(zone, ':', ''), 4))
+                        ELSE 0 END) * 1000000
                      + substr(substr(clock, 5) || '000000', 1, 6) END AS us
       FROM part
      LIMIT -1)
-SELECT audit_id, target, rank, cause, typeof(value),
-       CASE WHEN CAST(value AS TEXT) GLOB '*[^ -~]*' THEN '(not printable)'
-            ELSE printf('%.35s', CASE typeof(value) WHEN 'real' THEN printf('%.6f', value)
-                                                    ELSE coalesce(value, 'NULL') END) END,
+SELECT audit_id, target, rank, cause, value,
        CASE WHEN number IS NULL OR us BETWEEN 946684800000000 AND 4102444799999999 THEN us END,
        number IS NOT NULL OR zone <> ''
   FROM moment;
 
--- With min(), the other columns are those of the row that has the lowest rank.
 INSERT INTO temp.value
-SELECT mine.audit_id, mine.target, mine.type, mine.us, mine.utc,
+SELECT mine.audit_id, mine.target, mine.value IS NULL, mine.us, mine.utc,
        CASE WHEN mine.cause IS NOT NULL THEN mine.cause
-            WHEN mine.type = 'null' THEN
-                CASE WHEN winner IS NULL THEN 'no usable timestamp' ELSE 'should be filled' END
-            WHEN winner IS NULL THEN 'nothing to compare with'
+            WHEN mine.value IS NULL THEN
+                CASE WHEN best.rank IS NULL THEN 'no usable timestamp' ELSE 'should be filled' END
+            WHEN best.rank IS NULL THEN 'nothing to compare with'
             WHEN abs(mine.us - best.us) < 1000 THEN
-                CASE winner WHEN 9 THEN 'as created_at says' ELSE 'as the payload says' END
+                CASE best.rank WHEN 9 THEN 'as created_at says' ELSE 'as the payload says' END
             ELSE 'different' END,
        (SELECT count(*) FROM temp.instant
          WHERE audit_id = mine.audit_id AND target = mine.target
-           AND rank BETWEEN 1 AND coalesce(winner, 9) - 1),
-       winner, mine.text, best.text
+           AND rank BETWEEN 1 AND coalesce(best.rank, 9) - 1),
+       best.rank
   FROM temp.instant AS mine
-  LEFT JOIN (SELECT audit_id, target, min(rank) AS winner, us, text
-               FROM temp.instant
-              WHERE rank > 0 AND us IS NOT NULL
-              GROUP BY audit_id, target) AS best USING (audit_id, target)
- WHERE rank = 0;
+  LEFT JOIN temp.instant AS best ON best.audit_id = mine.audit_id AND best.target = mine.target
+   AND best.rank = (SELECT min(rank) FROM temp.instant
+                     WHERE audit_id = mine.audit_id AND target = mine.target
+                       AND rank > 0 AND us IS NOT NULL)
+ WHERE mine.rank = 0;
 
 -- What seems wrong is no fault if Python reads the JSON differently, because a name is there twice
 -- or bytes are not UTF-8. Each letter that is not ASCII is looked at once: it is UTF-8 if its code
 -- gives back the same bytes (SQLite has no code for the two that Unicode leaves out). ltrim() tries
 -- letters in the order given, so the most frequent come first.
 UPDATE temp.value
-   SET finding = 'not judged: JSON read differently', winner = NULL, says = NULL
- WHERE finding IN ('different', 'should be filled')
+   SET finding = 'not judged: JSON read differently', winner = NULL
+ WHERE winner IS NOT NULL AND finding IN ('different', 'should be filled')
    AND (SELECT (SELECT count(*) > count(DISTINCT key)
                   FROM json_each(CASE WHEN json_valid(payload) THEN payload END)
                  WHERE key IN (SELECT field FROM temp.candidate WHERE target = value.target))
@@ -252,20 +246,24 @@ UPDATE temp.value
 
 -- Each finding, counted; missing: those of them where the column is NULL.
 CREATE TABLE temp.tally AS
-SELECT target, finding, count(*) AS number, sum(type = 'null') AS missing,
-       min(CASE type WHEN 'null' THEN audit_id END) AS first, sum(passed_over) AS passed_over,
-       sum(us IS NULL AND type <> 'null') AS unreadable, min(us) AS earliest, max(us) AS latest,
+SELECT target, finding, count(*) AS number, sum(missing) AS missing,
+       min(CASE WHEN missing THEN audit_id END) AS first, sum(passed_over) AS passed_over,
+       count(*) - sum(missing) - count(us) AS unreadable, min(us) AS earliest, max(us) AS latest,
        sum(us >= (strftime('%s', 'now') + 1) * 1000000) AS future,
        sum(us NOT BETWEEN 946684800000000 AND 4102444799999999) AS outside
   FROM temp.value
  GROUP BY finding, target;
 
--- From the event to the decision, in order. mixed: only one of the two has a UTC offset.
-CREATE TABLE temp.lag (place INTEGER PRIMARY KEY, us INTEGER, mixed INTEGER);
-INSERT INTO temp.lag (us, mixed)
-SELECT sum(CASE target WHEN 1 THEN -us ELSE us END), min(utc) <> max(utc)
-  FROM temp.value GROUP BY audit_id
-HAVING count(us) = 2 ORDER BY 2, 1;
+-- From the event to the decision, in order; NULL if only one of the two has a UTC offset.
+CREATE TABLE temp.lag AS
+SELECT CASE WHEN source.utc = processed.utc THEN processed.us - source.us END AS us
+  FROM temp.value AS source JOIN temp.value AS processed USING (audit_id)
+ WHERE source.target = 1 AND processed.target = 2 AND processed.us - source.us IS NOT NULL
+ ORDER BY us;
+CREATE TABLE temp.summary AS
+SELECT count(us) AS pairs, count(*) - count(us) AS mixed, sum(us < 0) AS negative,
+       CAST(avg(us) AS INTEGER) / 1000 / 1e3 AS average
+  FROM temp.lag;
 
 -- == The eight checks =============================================================================
 
@@ -311,16 +309,21 @@ SELECT printf('%-38s %15d %24d', finding, sum((number - missing) * (target = 1))
 SELECT printf('%-38s %15d %24d', 'payload fields there and unusable',
               total(passed_over * (target = 1)), total(passed_over * (target = 2)))
   FROM temp.tally;
--- A column, and below it the candidate that it is compared with.
+-- A column, and below it the candidate that it is compared with, if there is one.
 CREATE VIEW temp.example AS
-SELECT audit_id, value.target, finding, printf('%-23s %s
-%-23s %s  %s', own.field, holds, coalesce(best.field, '-'), coalesce(says, '-'), finding) AS text
-  FROM temp.value
-  JOIN temp.candidate AS own ON own.target = value.target AND own.rank = 0
-  LEFT JOIN temp.candidate AS best ON best.target = value.target AND best.rank = winner;
-SELECT printf('
+SELECT audit_id, target, rank, finding,
+       printf('%-23s %.35s%s', field,
+              CASE WHEN CAST(value AS TEXT) GLOB '*[^ -~]*' THEN '(not printable)'
+                   WHEN typeof(value) = 'real' THEN printf('%.6f', value)
+                   ELSE coalesce(value, 'NULL') END,
+              CASE WHEN rank = winner THEN '  ' || finding
+                   WHEN winner IS NULL THEN char(10) || '-  ' || finding END) AS text
+  FROM temp.value JOIN temp.instant USING (audit_id, target)
+  JOIN temp.candidate USING (target, rank) WHERE rank IN (0, winner);
+SELECT CASE rank WHEN 0 THEN printf('
 audit_id %d
-%s', audit_id, text) FROM temp.example WHERE finding = 'different' LIMIT 3;
+', audit_id) ELSE '' END || text
+  FROM temp.example WHERE finding = 'different' ORDER BY audit_id, target, rank LIMIT 6;
 INSERT INTO temp.verdict
 SELECT 2, 'consistency',
        CASE WHEN different > 0 THEN 'FAIL' WHEN agree > 0 THEN 'PASS' WHEN rest > 0 THEN 'WARN'
@@ -337,11 +340,11 @@ SELECT '
 
 event_type                                     rows     filled  with a NULL';
 CREATE TABLE temp.distribution AS
-SELECT CAST(substr(event_type, 1, 40) AS TEXT) AS type, count(*) AS rows,
-       sum(source_event_ts IS NOT NULL AND supervisor_processed_at IS NOT NULL) AS filled
-  FROM temp.event
+SELECT event_type AS type, count(*) AS rows,
+       sum(audit_id NOT IN (SELECT audit_id FROM temp.value WHERE missing)) AS filled
+  FROM main.task_audits WHERE event_type LIKE '%SUPERVISOR%'
  GROUP BY 1;
-SELECT printf('%-40s %10d %10d %12d',
+SELECT printf('%-40.40s %10d %10d %12d',
               CASE WHEN type GLOB '*[^ -~]*' THEN '(not printable)' ELSE type END,
               rows, filled, rows - filled)
   FROM temp.distribution
@@ -403,8 +406,7 @@ SELECT 5, 'timestamp sanity',
        printf('%d unreadable, %d mixed pairs, %d out of range', unreadable, mixed, out_of_range)
   FROM (SELECT total(number - missing) AS number, total(unreadable) AS unreadable,
                total(future) + total(outside) AS out_of_range
-          FROM temp.tally),
-       (SELECT total(mixed) AS mixed FROM temp.lag);
+          FROM temp.tally), temp.summary;
 SELECT * FROM temp.last_line;
 
 SELECT '
@@ -424,17 +426,17 @@ SELECT 6, 'remaining NULLs',
        printf('%d rows have a NULL, %d should be filled', with_null, forgotten)
   FROM (SELECT count(DISTINCT audit_id) AS with_null,
                count(DISTINCT CASE finding WHEN 'should be filled' THEN audit_id END) AS forgotten
-          FROM temp.value WHERE type = 'null');
+          FROM temp.value WHERE missing);
 SELECT * FROM temp.last_line;
 
 SELECT '
 7. Latest rows: each column above the field that it should come from';
-SELECT CASE target WHEN 1 THEN printf('
+SELECT CASE WHEN target = 1 AND rank = 0 THEN printf('
 audit_id %d
 ', audit_id) ELSE '' END || text
   FROM temp.example
  WHERE audit_id IN (SELECT audit_id FROM temp.latest)
- ORDER BY audit_id DESC, target;
+ ORDER BY audit_id DESC, target, rank;
 INSERT INTO temp.verdict
 SELECT 7, 'latest rows', 'INFO', printf('%d rows shown', count(*)) FROM temp.latest;
 SELECT * FROM temp.last_line;
@@ -443,14 +445,12 @@ SELECT '
 8. Decision lag: from the event to the decision, in seconds
 
 pairs          average            p50            p95        maximum negative';
-CREATE VIEW temp.summary AS
-SELECT count(*) AS pairs, CAST(avg(us) AS INTEGER) / 1000 / 1e3 AS average, sum(us < 0) AS negative
-  FROM temp.lag WHERE NOT mixed;
 -- Whole milliseconds: SQLite's versions round the rest in different ways.
 SELECT printf('%-7d %14.3f %14.3f %14.3f %14.3f %8d
-', pairs, average, (SELECT us FROM temp.lag WHERE place = (pairs * 50 + 99) / 100) / 1000 / 1e3,
-              (SELECT us FROM temp.lag WHERE place = (pairs * 95 + 99) / 100) / 1000 / 1e3,
-              (SELECT us FROM temp.lag WHERE place = pairs) / 1000 / 1e3, negative)
+', pairs, average,
+              (SELECT us FROM temp.lag WHERE rowid = mixed + (pairs * 50 + 99) / 100) / 1000 / 1e3,
+              (SELECT us FROM temp.lag WHERE rowid = mixed + (pairs * 95 + 99) / 100) / 1000 / 1e3,
+              (SELECT max(us) FROM temp.lag) / 1000 / 1e3, negative)
   FROM temp.summary
  WHERE pairs > 0;
 SELECT rtrim(printf('%-12s %10d  %s', column2, coalesce(number, 0),
@@ -461,7 +461,7 @@ SELECT rtrim(printf('%-12s %10d  %s', column2, coalesce(number, 0),
   LEFT JOIN (SELECT (us >= 0) + (us >= 1e5) + (us >= 1e6) + (us >= 1e7) + (us >= 6e7)
                     + (us >= 6e8) + (us >= 36e8) AS range, count(*) AS number,
                     max(count(*)) OVER () AS longest
-               FROM temp.lag WHERE NOT mixed GROUP BY 1) ON range = column1
+               FROM temp.lag WHERE us IS NOT NULL GROUP BY 1) ON range = column1
  WHERE (SELECT pairs FROM temp.summary) > 0
  ORDER BY column1;
 INSERT INTO temp.verdict
