@@ -131,7 +131,8 @@ WITH doubtful AS (
                                         OR other GLOB '*[^ -~]*')
                 THEN 'the other column is not readable' END AS cause
       FROM (SELECT * FROM temp.given
-             WHERE NOT EXISTS (SELECT * FROM temp.value
+             WHERE (SELECT count(*) FROM temp.value WHERE audit_id = given.audit_id) < 2  -- most: 2
+               AND NOT EXISTS (SELECT * FROM temp.value
                                 WHERE audit_id = given.audit_id AND target = given.target)
              LIMIT -1)
      LIMIT -1),
@@ -204,8 +205,7 @@ SELECT audit_id, target, rank, cause, value,
 INSERT INTO temp.value
 SELECT mine.audit_id, mine.target, mine.value IS NULL, mine.us, mine.utc,
        CASE WHEN mine.cause IS NOT NULL THEN mine.cause
-            WHEN mine.value IS NULL THEN
-                CASE WHEN best.rank IS NULL THEN 'no usable timestamp' ELSE 'should be filled' END
+            WHEN mine.value IS NULL THEN iif(best.rank, 'should be filled', 'no usable timestamp')
             WHEN best.rank IS NULL THEN 'nothing to compare with'
             WHEN abs(mine.us - best.us) < 1000 THEN
                 CASE best.rank WHEN 9 THEN 'as created_at says' ELSE 'as the payload says' END
