@@ -214,7 +214,7 @@ SLEEP_SLICE = 0.1  # seconds of a rest between two checks for a signal
 COMPANY_SECONDS = 2.0  # how long another writer counts as present
 # How long to rest between two batches, in times that the last one held the lock. Waiters poll,
 # with growing sleeps: whether they get in depends on the share of the time that it is free.
-REST_ALONE, REST_IN_COMPANY = 1 / 9, 3.75
+REST_ALONE, REST_IN_COMPANY = 1 / 9, 3.5
 LONGEST_REST = 2.0  # seconds, beside --pause: about what a batch of SHRINK_ABOVE needs in company
 
 EXAMPLES = 3  # rows shown on the terminal for each reason

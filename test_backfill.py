@@ -1402,7 +1402,7 @@ class LockTest(StoreTest):
         self.fresh({})
         for held, free, company, expected in (
             (0.0, 0.0, False, 0.0), (0.9, 0.0, False, 0.1), (0.9, 0.1, False, 0.0),
-            (0.9, 0.04, False, 0.06), (0.4, 0.0, True, 1.5), (0.4, 0.6, True, 0.9),
+            (0.9, 0.04, False, 0.06), (0.4, 0.0, True, 1.4), (0.4, 0.6, True, 0.8),
             (0.4, 9.0, True, 0.0), (20.0, 0.0, True, 2.0), (90.0, 0.0, False, 2.0),
         ):  # fmt: skip
             with (
